@@ -14,6 +14,7 @@ from weightspace.cli.merge_differences import check_reports, report_differences
 from weightspace.cli.merge_least_squares import check_least_squares, least_squares_option
 from weightspace.cli.merge_methods import check_method, dtype_options, is_recipe, parameter_options, parameters_of
 from weightspace.cli.merge_networks import advice_on_statistics, network_options
+from weightspace.cli.merge_reading import reading_of, reading_options
 from weightspace.cli.merge_report import interrupted_line, plan_rows, size_of
 from weightspace.cli.merge_schema import schema_option
 from weightspace.cli.merge_scores import Scores
@@ -25,7 +26,7 @@ from weightspace.cli.reports import echo_files, echo_report, files_of, note_flat
 from weightspace import WeightspaceError
 from weightspace.matching.registry import MATCHINGS
 from weightspace.merging import METHODS
-from weightspace.merging.plan.options import ExecutionOptions, OutputOptions, ReadingOptions
+from weightspace.merging.plan.options import ExecutionOptions, OutputOptions
 from weightspace.progress import Progress
 from weightspace.user_code import is_user_code
 
@@ -55,9 +56,7 @@ _SIGINT = 130
 @click.option("--weights", metavar="W,…", help="One weight per checkpoint, such as .6,.4. [equal]")
 @click.option("--evidence", metavar="FILE,…", help="Data statistics, one file per checkpoint (`weightspace evidence`).")
 @dtype_options
-@click.option("--key", metavar="NAME", help='Entry of the torch files that holds the state dict ("" is the top level).')
-@click.option("--strip-prefix", metavar="PREFIX", help="Strip PREFIX (module.) from tensor names that start with it.")
-@click.option("--no-strip", is_flag=True, help="Don't strip a prefix that only one model has.")
+@reading_options
 @click.option(
     "--align",
     metavar="METHOD",
@@ -257,7 +256,7 @@ def _merge(
         **given,
         align=align,
         finish=finish,
-        reading=_reading(said),
+        reading=reading_of(said),
         output=OutputOptions(size_of(said["shard_size"]), said["allow_nonfinite"], said["hashes"], recorded),
         execution=_execution_options(said),
         dry_run=said["dry_run"],
@@ -287,13 +286,6 @@ def _given(sources: tuple[str, ...], said: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in given.items() if value is not None}
 
 
-def _reading(said: Mapping[str, Any]) -> ReadingOptions:
-    """Return how the inputs are read."""
-    if said["no_strip"] and said["strip_prefix"] is not None:
-        raise WeightspaceError("--no-strip and --strip-prefix contradict each other. Give one of the two.")
-    return ReadingOptions(said["key"], "" if said["no_strip"] else said["strip_prefix"])
-
-
 def _differences(
     sources: tuple[str, ...], said: Mapping[str, Any], *, shown: bool
 ) -> tuple[SourceDifferences | None, list[str]]:
@@ -308,7 +300,7 @@ def _differences(
 def _planned(sources: tuple[str, ...], said: Mapping[str, Any]) -> dict[str, Any]:
     """Return the options that say what is merged and how it is read."""
     strictness = {name: said[name] for name in ("allow_nonfinite", "lenient")}
-    return {**_given(sources, said), "reading": _reading(said), **strictness}
+    return {**_given(sources, said), "reading": reading_of(said), **strictness}
 
 
 def _execution_options(said: Mapping[str, Any]) -> ExecutionOptions:

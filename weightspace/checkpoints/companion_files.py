@@ -10,13 +10,14 @@ from __future__ import annotations
 import os
 import re
 import shutil
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
 
 from weightspace.checkpoints.atomic_write import one_line_errors, synced_file
-from weightspace.checkpoints.hf_folder import CARD, ENTRANCES
+from weightspace.checkpoints.components import MODULES, PIPELINE, Component, find_components, listed_folders
+from weightspace.checkpoints.hf_folder import CARD, DIFFUSERS, ENTRANCES, PROVENANCE
 from weightspace.errors import CheckpointError
 
 #: Files and folders of weights in any format, of this or another library.
@@ -68,7 +69,7 @@ _REPLACEABLE = (
     *("preprocessor_config.json", "processor_config.json", "video_preprocessor_config.json", "image_processor*.json"),
     *("modules.json", "sentence_bert_config.json", "config_sentence_transformers.json", "LICENSE*"),
     *("configuration_*.py", "modeling_*.py", "processing_*.py", "image_processing_*.py"),
-    CARD,
+    *(PIPELINE, PROVENANCE, CARD),
 )
 
 
@@ -85,38 +86,75 @@ class Companions:
     left: tuple[str, ...]
 
 
-def find_companions(folder: Path, weights: Collection[str] = ()) -> Companions:
+def find_companions(folder: Path, components: Sequence[Component] | None = None) -> Companions:
     """Return the files beside the weights of a folder.
 
     Args:
         folder: a model's folder.
-        weights: names of its weight files.
+        components: the components whose weights are read; None: all that have some, if any. The others are copied.
 
     Raises:
         CheckpointError: the folder cannot be read, or a file of the model isn't a regular file.
     """
     copied: list[str] = []
     left: list[str] = []
+    listed = set(listed_folders(folder).values())
+    if components is None:
+        components = find_components(folder) if listed else ()
+    weights, merged = _weights_of(components), {one.folder for one in components}
+    whole = find_components(folder) if "" in {*listed} - merged else ()  # its own weights are copied
+    kept = _weights_of([one for one in whole if not one.folder])
     with one_line_errors(folder, "read"):
         for path in sorted(folder.iterdir()):
             name = path.name
-            if name.startswith(".") or name == CARD or name in weights or name in ENTRANCES:
+            if name in kept and not _leads_out(path):
+                copied.append(name)
+                continue
+            if name.startswith(".") or name in (CARD, PROVENANCE) or name in weights or _is_entrance(name):
                 continue
             if _leads_out(path):
                 left.append(name)
             elif path.is_dir():
-                inside = [f"{name}/{file}" for file in _files_in(path)] if may_hold_companions(name) else []
-                wanted = bool(inside) and is_in_companion_folder(inside[0], inside)
-                for file in inside if wanted else ():
-                    _check_regular(folder / file)
-                copied.extend(inside if wanted else ())
-                left.extend([] if wanted else [f"{name}/"])
+                inside, others = _companions_in(path, weights, is_merged=name in merged, is_listed=name in listed)
+                copied.extend(inside)
+                left.extend(others)
             elif is_companion(name) and (path.is_file() or _matches(name, (*_REPLACEABLE, *_TOKENIZER))):
-                _check_regular(path)
                 copied.append(name)
             else:
                 left.append(name)
+        for name in copied:
+            _check_regular(folder / name)
     return Companions(tuple(copied), tuple(left))
+
+
+def _weights_of(components: Sequence[Component]) -> set[str]:
+    """Return the files that hold or index the weights of components, as relative paths."""
+    return {f"{one.path}{file.name}" for one in components for file in (one.weights.entrance, *one.weights.files)}
+
+
+def _companions_in(
+    folder: Path, weights: Collection[str], *, is_merged: bool, is_listed: bool
+) -> tuple[list[str], list[str]]:
+    """Return the files in a subfolder that belong to the model, and those that don't, as paths relative to the model.
+
+    Args:
+        folder: the subfolder.
+        weights: files of weights that are read.
+        is_merged: whether it is a component whose weights are read.
+        is_listed: whether it is a component.
+    """
+    inside = [f"{folder.name}/{file}" for file in _files_in(folder)] if may_hold_companions(folder.name) else []
+    if is_merged:
+        own = [file for file in inside if is_companion(file.rpartition("/")[2])]
+        return own, [file for file in inside if file not in {*own, *weights}]
+    if inside and (is_listed or is_in_companion_folder(inside[0], inside)):
+        return inside, []
+    return [], [f"{folder.name}/"]
+
+
+def _is_entrance(name: str) -> bool:
+    """Return whether a file leads to the weights of transformers' models, possibly in another format."""
+    return name in ENTRANCES and not name.startswith(DIFFUSERS)
 
 
 def _check_regular(path: Path) -> None:
@@ -132,7 +170,7 @@ def _check_regular(path: Path) -> None:
 
 def is_companion(name: str) -> bool:
     """Return whether a file of this name beside the weights belongs to the model."""
-    return not name.startswith(".") and name != CARD and name not in ENTRANCES and not is_left(name)
+    return not (name.startswith(".") or name in (CARD, PROVENANCE, *ENTRANCES) or is_left(name))
 
 
 def may_hold_companions(folder: str) -> bool:
@@ -177,18 +215,21 @@ def is_tokenizer(name: str) -> bool:
     return _matches(name, _TOKENIZER)
 
 
-def copy_companions(source: Path, folder: Path, *, tokenizer: bool | None = None) -> None:
-    """Copy the files beside the weights of one folder into another, replacing existing ones.
+def copy_companions(
+    source: Path, folder: Path, names: Collection[str] | None = None, *, tokenizer: bool | None = None
+) -> None:
+    """Copy files beside the weights of one folder into another, replacing existing ones.
 
     Args:
         source: a model's folder.
         folder: the new folder.
+        names: the files, as relative paths; by default all that ``find_companions`` finds.
         tokenizer: True for the tokenizer only, False for everything else, None for everything.
 
     Raises:
         CheckpointError: a file cannot be read or written.
     """
-    for name in find_companions(source).copied:
+    for name in find_companions(source).copied if names is None else names:
         if tokenizer is None or is_tokenizer(name) == tokenizer:
             target = folder / name
             with one_line_errors(source / name, "copied"):
@@ -214,7 +255,7 @@ def check_replaceable(folder: Path, again: Collection[str] = ()) -> None:
         if not folder.is_dir():
             raise CheckpointError(f"{folder} is a file; expected a folder, or a name that ends in .safetensors or .pt.")
         paths = sorted(folder.iterdir())
-        if paths and not any((folder / name).is_file() for name in ENTRANCES):
+        if paths and not any((folder / name).is_file() for name in (*ENTRANCES, PIPELINE, MODULES)):
             raise CheckpointError(
                 f"{folder} exists and is not a checkpoint: it holds {paths[0].name!r}. Choose a new folder."
             )
@@ -222,12 +263,21 @@ def check_replaceable(folder: Path, again: Collection[str] = ()) -> None:
         nested = [
             f"{path.name}/{file}" for path in paths if path.is_dir() for file in _files_in(path, links=True) or [""]
         ]
+        own = _weights_of_components(folder)
         for name in (*files, *nested):
-            if name not in again and not _matches(name, (*_REPLACEABLE, *_TOKENIZER)):
+            if name not in (*again, *own) and not _matches(name, (*_REPLACEABLE, *_TOKENIZER)):
                 raise CheckpointError(
                     f"{folder} exists and holds {name.rstrip('/')!r}, which is not part of a checkpoint "
                     "and would be lost. Choose a new folder, or move that file away."
                 )
+
+
+def _weights_of_components(folder: Path) -> tuple[str, ...]:
+    """Return the weight files and indices of a folder's components, as relative paths; none if some are damaged."""
+    try:
+        return tuple(_weights_of(find_components(folder) if listed_folders(folder) else ()))
+    except CheckpointError:
+        return ()
 
 
 def _files_in(folder: Path, *, links: bool = False) -> list[str]:

@@ -1,18 +1,18 @@
 """The weights of Hugging Face folders: one file, or shards named by an index.
 
-They are searched in the order of the transformers library: ``model.safetensors``, its index, ``pytorch_model.bin``,
-its index. An index must agree with its shards.
+They are searched in the order of the transformers and diffusers libraries: ``model.safetensors``, its index,
+``pytorch_model.bin``, its index; the same for ``diffusion_pytorch_model``. An index must agree with its shards.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from weightspace.checkpoints.file_format import file_format
 from weightspace.checkpoints.json_file import read_json_object
 from weightspace.errors import CheckpointError
 
@@ -22,11 +22,27 @@ if TYPE_CHECKING:
 #: The weight file in folders that this library writes.
 WEIGHTS = "model.safetensors"
 
+#: Stem of the weight files of diffusers' models, where transformers has ``model`` and ``pytorch_model``.
+DIFFUSERS = "diffusion_pytorch_model"
+
 #: Files that may hold or index the weights, in order of preference.
-ENTRANCES = (WEIGHTS, "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
+ENTRANCES = (
+    *(WEIGHTS, "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json"),
+    *(f"{DIFFUSERS}.safetensors", f"{DIFFUSERS}.safetensors.index.json"),
+    *(f"{DIFFUSERS}.bin", f"{DIFFUSERS}.bin.index.json"),
+)
+
+#: Names of the same with a variant: ``model.fp16.safetensors``, ``model.safetensors.index.fp16.json``.
+_VARIANT = re.compile(
+    r"(?:model|pytorch_model|diffusion_pytorch_model)"
+    r"(?:\.(?P<file>\w+)\.(?:safetensors|bin)|\.(?:safetensors|bin)\.index\.(?P<index>\w+)\.json)"
+)
 
 #: The model card: rewritten by every merge, so that it never describes other weights.
 CARD = "README.md"
+
+#: Provenance of the weights of a folder of components, for which there is no place in a single file or index.
+PROVENANCE = "weightspace.json"
 
 
 @dataclass(frozen=True)
@@ -43,14 +59,42 @@ class Weights:
     files: tuple[Path, ...]
     index: dict[str, str] | None
 
+    @property
+    def stem(self) -> str:
+        """The stem of the files that are written in their place: ``model`` or ``diffusion_pytorch_model``."""
+        return DIFFUSERS if self.entrance.name.startswith(DIFFUSERS) else "model"
 
-def find_weights(folder: Path) -> Weights:
-    """Return the files that hold the weights of a folder.
+
+def variant_of(folder: Path) -> str:
+    """Return the variant of the weights of a folder that has no others, such as ``fp16``; or ``""``.
 
     Raises:
-        CheckpointError: there are none, the index is damaged, or a shard is missing.
+        CheckpointError: there are several variants.
     """
-    entrance = next((folder / name for name in ENTRANCES if (folder / name).is_file()), None)
+    if any((folder / name).is_file() for name in ENTRANCES):
+        return ""
+    found = [match for path in folder.iterdir() if (match := _VARIANT.fullmatch(path.name)) is not None]
+    variants = sorted({match["file"] or match["index"] for match in found})
+    if len(variants) > 1:
+        raise CheckpointError(f"{folder} has weights in the variants {', '.join(variants)}. Keep one of them.")
+    return variants[0] if variants else ""
+
+
+def _entrances(variant: str) -> Iterator[str]:
+    """Yield the files that may hold or index the weights, in order of preference."""
+    for name in ENTRANCES:
+        stem, dot, ending = name.rpartition(".")
+        yield f"{stem}.{variant}{dot}{ending}" if variant else name
+
+
+def find_weights(folder: Path) -> Weights:
+    """Return the files that hold the weights of a folder; those of a variant if there are no others.
+
+    Raises:
+        CheckpointError: there are none, the index is damaged, a shard is missing, or there are several variants.
+    """
+    names = _entrances(variant_of(folder) if folder.is_dir() else "")
+    entrance = next((folder / name for name in names if (folder / name).is_file()), None)
     if entrance is None:
         found = sorted(path.name for path in folder.glob("*") if path.suffix in (".safetensors", ".bin", ".pt", ".pth"))
         packed = sorted(path.name for path in folder.glob("*.gguf"))
@@ -75,25 +119,12 @@ def find_weights(folder: Path) -> Weights:
     return Weights(entrance, files, index)
 
 
-def weight_files(path: Path) -> tuple[Path, ...]:
-    """Return the files that hold a checkpoint's weights: the file itself, or those of the folder by name.
-
-    Raises:
-        CheckpointError: the checkpoint or a shard is missing.
-    """
-    if path.is_dir():
-        return find_weights(path).files
-    file_format(path)
-    return (path,)
-
-
-def read_folder(folder: Path, read_file: Callable[[Path], StateDict]) -> StateDict:
+def read_weights(folder: Path, weights: Weights, read_file: Callable[[Path], StateDict]) -> StateDict:
     """Return all tensors of a folder, in the order of its index if it has shards.
 
     Raises:
-        CheckpointError: as for ``find_weights`` and ``read_file``, or index and shards disagree about a tensor.
+        CheckpointError: as for ``read_file``, or index and shards disagree about a tensor.
     """
-    weights = find_weights(folder)
     if weights.index is None:
         return read_file(weights.files[0])
     shards = {file.name: read_file(file) for file in weights.files}

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from weightspace.checkpoints.companion_files import is_companion, is_in_companion_folder, is_tokenizer
-from weightspace.checkpoints.hf_folder import find_weights
+from weightspace.checkpoints.components import find_components
 from weightspace.checkpoints.hub_names import HubModel
 from weightspace.errors import CheckpointError
 
@@ -170,7 +170,7 @@ def _is_complete(folder: Path, weights: bool) -> bool:
     if not weights:
         return "config.json" in names or any(map(is_tokenizer, names))
     try:
-        find_weights(folder)
+        find_components(folder)
     except CheckpointError:
         return False
     return True

@@ -9,16 +9,18 @@ from __future__ import annotations
 import logging
 import os
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TypeAlias
 
 from weightspace.arguments import checked
 from weightspace.checkpoints.atomic_write import one_line_errors, replacing_file, replacing_folder, synced_file
 from weightspace.checkpoints.companion_files import check_replaceable, copy_companions, find_companions
+from weightspace.checkpoints.components import Component, find_components, owner_of
 from weightspace.checkpoints.fetching import fetched_path, local_path
 from weightspace.checkpoints.file_format import SAFETENSORS_SUFFIX, TORCH_SUFFIXES, file_format
-from weightspace.checkpoints.hf_folder import WEIGHTS, find_weights, index_metadata, read_folder
+from weightspace.checkpoints.hf_folder import PROVENANCE, WEIGHTS, index_metadata, read_weights
+from weightspace.checkpoints.json_file import read_json_object
 from weightspace.checkpoints.output_paths import check_name, check_named
 from weightspace.checkpoints.safetensors_file import read_safetensors, read_safetensors_metadata, write_safetensors
 from weightspace.checkpoints.safetensors_header import TIED
@@ -41,9 +43,10 @@ def load_checkpoint(
     Modifying a tensor in place never changes the file. Tied tensors stay tied.
 
     Args:
-        path: a safetensors file, a torch file (with any ending: ``.pt``, ``.ckpt``, ``.pth.tar``) or a Hugging Face
-            folder; or, as a string, a URL of one (``hf://org/model``), which is downloaded to ``$WEIGHTSPACE_CACHE``
-            first, or ``ORG/MODEL``, ``ORG/MODEL@REVISION`` on the Hugging Face Hub, read from its cache if present.
+        path: a safetensors file, a torch file (with any ending: ``.pt``, ``.ckpt``, ``.pth.tar``) or a folder of
+            transformers, sentence-transformers or diffusers (names in a pipeline start with the component: ``unet.``);
+            or, as a string, a URL of one (``hf://org/model``), which is downloaded to ``$WEIGHTSPACE_CACHE`` first, or
+            ``ORG/MODEL``, ``ORG/MODEL@REVISION`` on the Hugging Face Hub, read from its cache if present.
         strip_prefix: prefix to remove from names that start with it, for example ``"module."``.
         key: the entry of a torch file that holds the state dict, ``""`` for the top level; by default the top
             level, or ``state_dict``, ``model_state_dict`` or ``model``, with a ``WeightspaceWarning`` if another
@@ -77,10 +80,12 @@ def load_checkpoint(
     return state
 
 
-def read_state(path: Path, key: str | None = None) -> tuple[StateDict, tuple[str, ...]]:
+def read_state(
+    path: Path, key: str | None = None, components: Sequence[Component] = ()
+) -> tuple[StateDict, tuple[str, ...]]:
     """Return the named tensors of a local checkpoint, and notes on choices made while reading.
 
-    See ``load_checkpoint``.
+    See ``load_checkpoint``. ``components`` are those of a folder that are read, by default all.
     """
     notes: list[str] = []
 
@@ -93,8 +98,12 @@ def read_state(path: Path, key: str | None = None) -> tuple[StateDict, tuple[str
             notes.extend(choices)
         return state
 
-    state = read_folder(path, read) if path.is_dir() else read(path)
-    return state, tuple(notes)
+    if not path.is_dir():
+        return read(path), tuple(notes)
+    parts = {
+        one.prefix: read_weights(path / one.folder, one.weights, read) for one in components or find_components(path)
+    }
+    return {prefix + name: tensor for prefix, part in parts.items() for name, tensor in part.items()}, tuple(notes)
 
 
 @checked
@@ -143,11 +152,31 @@ def save_checkpoint(
     donor = None if donor is None or donor.is_file() else donor
     check_name(path)
     check_replaceable(path, () if donor is None else find_companions(donor).copied)
+    parts = {WEIGHTS: dict(state)} if donor is None else _divided(state, find_components(donor), path)
     with replacing_folder(path) as staging:
-        with synced_file(staging / WEIGHTS) as file:
-            write_safetensors(state, file, kept, path)
+        for name, part in parts.items():
+            (staging / name).parent.mkdir(exist_ok=True)
+            with synced_file(staging / name) as file:
+                write_safetensors(part, file, kept, path)
         if donor is not None:
-            copy_companions(donor, staging)
+            copy_companions(donor, staging, find_companions(donor).copied)
+
+
+def _divided(state: StateDict, components: Sequence[Component], path: Path) -> dict[str, StateDict]:
+    """Return the tensors of each component of a folder: relative path of its file -> tensors under their own names.
+
+    Raises:
+        CheckpointError: a tensor belongs to no component.
+    """
+    parts: dict[str, StateDict] = {f"{one.path}{one.weights.stem}.safetensors": {} for one in components}
+    for name, tensor in state.items():
+        owner = owner_of(name, components)
+        if owner is None:
+            raise CheckpointError(
+                f"{path}: {name!r} belongs to none of the components {[one.name for one in components]}."
+            )
+        parts[f"{owner.path}{owner.weights.stem}.safetensors"][name.removeprefix(owner.prefix)] = tensor
+    return parts
 
 
 def load_metadata(path: StrPath) -> dict[str, str]:
@@ -161,7 +190,9 @@ def load_metadata(path: StrPath) -> dict[str, str]:
     path = local_path(path)
     with one_line_errors(path, "read"):
         if path.is_dir():
-            weights = find_weights(path)
+            if (path / PROVENANCE).is_file():
+                return {key: str(value) for key, value in read_json_object(path / PROVENANCE).items()}
+            weights = find_components(path)[0].weights
             if weights.index is not None:
                 return index_metadata(weights.entrance)
             path = weights.entrance

@@ -6,14 +6,15 @@ Safetensors headers need no torch; the tensors of a torch file are listed in its
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from weightspace.checkpoints.atomic_write import one_line_errors
+from weightspace.checkpoints.components import Component, find_components
 from weightspace.checkpoints.file_format import file_format
-from weightspace.checkpoints.hf_folder import Weights, check_index, find_weights
+from weightspace.checkpoints.hf_folder import Weights, check_index
 from weightspace.checkpoints.safetensors_header import ITEMSIZES, read_header, tied_entries
 from weightspace.errors import CheckpointError
 
@@ -99,6 +100,53 @@ class QuantisedTensor:
         return sum(part.info.nbytes for part in self.parts.values())
 
 
+class Piece(NamedTuple):
+    """Elements of a tensor that are read from another one; strides and offsets are in elements.
+
+    Attributes:
+        source: name of the other tensor.
+        shape: numbers of elements along the dimensions in which they are laid out.
+        source_strides: distance of neighbours along each of them in the other tensor.
+        source_offset: the first element there.
+        strides: as ``source_strides``, in the tensor itself.
+        offset: the first element in the tensor itself.
+    """
+
+    source: str
+    shape: tuple[int, ...]
+    source_strides: tuple[int, ...]
+    source_offset: int
+    strides: tuple[int, ...]
+    offset: int
+
+
+@dataclass(frozen=True)
+class AssembledTensor:
+    """A tensor that is read from parts of others, as a name map says: fused, split, stacked or transposed.
+
+    Attributes:
+        pieces: where its elements are; each belongs to exactly one piece.
+        origin: the checkpoint with the other tensors.
+    """
+
+    pieces: tuple[Piece, ...]
+    origin: CheckpointMetadata
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """The tensors that it is read from."""
+        return tuple(dict.fromkeys(piece.source for piece in self.pieces))
+
+    @property
+    def nbytes(self) -> int:
+        """The number of bytes of its elements in the files."""
+        shares = ((piece.source, math.prod(piece.shape)) for piece in self.pieces)
+        sizes = (
+            self.origin.stored_bytes(name) * count / self.origin.tensors[name].numel for name, count in shares if count
+        )
+        return round(sum(sizes))
+
+
 @dataclass(frozen=True)
 class CheckpointMetadata:
     """The tensors of a checkpoint, in its order.
@@ -113,6 +161,8 @@ class CheckpointMetadata:
         renamed: name -> name in the file, if they differ.
         notes: notes on choices made while reading, one line each.
         quantised: name -> parts of the tensors that are dequantised on reading; their dtype in ``tensors`` is F32.
+        components: the parts of a folder that it is read from; empty for a file.
+        assembled: name -> pieces of the tensors that a name map fuses, splits, stacks or transposes on reading.
     """
 
     path: Path
@@ -124,9 +174,19 @@ class CheckpointMetadata:
     renamed: Mapping[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     quantised: Mapping[str, QuantisedTensor] = field(default_factory=dict)
+    components: tuple[Component, ...] = ()
+    assembled: Mapping[str, AssembledTensor] = field(default_factory=dict)
+
+    def quantised_parts(self, name: str) -> tuple[QuantisedTensor, ...]:
+        """Return the quantised tensors that a tensor is read from: itself, or those that it is assembled from."""
+        if (assembled := self.assembled.get(name)) is not None:
+            return tuple(part for one in assembled.sources for part in assembled.origin.quantised_parts(one))
+        return (self.quantised[name],) if name in self.quantised else ()
 
     def stored_bytes(self, name: str) -> int:
         """Return the bytes of a tensor in the files: those of all its parts if it is quantised."""
+        if name in self.assembled:
+            return self.assembled[name].nbytes
         quantised = self.quantised.get(name)
         return self.tensors[name].nbytes if quantised is None else quantised.nbytes
 
@@ -161,28 +221,61 @@ class CheckpointMetadata:
             places={names[name]: place for name, place in self.places.items()},
             renamed={short: self.renamed.get(name, name) for short, name in shorts.items()},
             quantised={names[name]: quantised for name, quantised in self.quantised.items()},
+            assembled={names[name]: assembled for name, assembled in self.assembled.items()},
         )
 
 
-def read_contents(path: Path, *, key: str | None = None) -> CheckpointMetadata:
+def read_contents(path: Path, *, key: str | None = None, components: Collection[str] = ()) -> CheckpointMetadata:
     """Read the metadata of a checkpoint.
 
     Args:
-        path: a safetensors file, a torch file, or a Hugging Face folder.
+        path: a safetensors file, a torch file, or a folder: of transformers, diffusers or sentence-transformers.
         key: the entry of torch files that holds the state dict; see ``load_checkpoint``.
+        components: the components of a folder that are read; by default all.
 
     Raises:
         CheckpointError: the checkpoint is missing or damaged.
+        WeightspaceError: a component is unknown.
     """
     with one_line_errors(path, "read"):
         if not path.is_dir():
             return _file_contents(path, key)
-        weights = find_weights(path)
-        parts = {file.name: _file_contents(file, key) for file in weights.files}
+        found = find_components(path, components)
+        parts = [_folder_contents(path / one.folder, one.weights, key) for one in found]
+    named = [
+        part.under_names({name: one.prefix + name for name in part.tensors}, "") if one.prefix else part
+        for one, part in zip(found, parts, strict=True)
+    ]
+    return _united(path, found, named)
+
+
+def _united(path: Path, components: tuple[Component, ...], parts: Sequence[CheckpointMetadata]) -> CheckpointMetadata:
+    """Return the metadata of a folder from that of its components."""
+    tensors: dict[str, TensorInfo] = {}
+    for one, part in zip(components, parts, strict=True):
+        if twice := next((name for name in part.tensors if name in tensors), None):
+            raise CheckpointError(f"{path}: {twice!r} is a tensor of {one.name} and of another component.")
+        tensors |= part.tensors
+    return CheckpointMetadata(
+        path,
+        tuple(file for part in parts for file in part.files),
+        tensors,
+        {name: owner for part in parts for name, owner in part.tied.items()},
+        {name: place for part in parts for name, place in part.places.items()},
+        next((part.key for part in parts if part.key is not None), None),
+        {},
+        tuple(note for part in parts for note in part.notes),
+        components=components,
+    )
+
+
+def _folder_contents(folder: Path, weights: Weights, key: str | None) -> CheckpointMetadata:
+    """Return the metadata of a folder with one set of weights."""
+    parts = {file.name: _file_contents(file, key) for file in weights.files}
     if weights.index is None:
         (part,) = parts.values()
-        return replace(part, path=path)
-    return _sharded(path, weights, parts, weights.index)
+        return replace(part, path=folder)
+    return _sharded(folder, weights, parts, weights.index)
 
 
 def _sharded(

@@ -13,6 +13,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from weightspace.checkpoints.assembled_reader import AssembledReader
 from weightspace.checkpoints.atomic_write import one_line_errors
 from weightspace.checkpoints.dtypes import DTYPES
 from weightspace.checkpoints.fetching import fetched_path
@@ -117,6 +118,7 @@ class CheckpointReader:
         self.contents = contents
         self._loaded: StateDict | None = None
         self._files = files or OpenFiles()
+        self._origins: dict[int, CheckpointReader] = {}
 
     def __contains__(self, name: str) -> bool:
         return name in self.contents.tensors
@@ -128,8 +130,9 @@ class CheckpointReader:
             CheckpointError: the file is missing, has become shorter, or cannot be read.
         """
         info = self.contents.tensors[name]
-        if name in self.contents.quantised:
-            return self._dequantised(name).read(0, math.prod(info.shape)).view(info.shape)
+        if name in self.contents.quantised or name in self.contents.assembled:
+            reader = self._assembled(name) if name in self.contents.assembled else self._dequantised(name)
+            return reader.read(0, math.prod(info.shape)).view(info.shape)
         place = self.contents.places.get(name)
         if place is None:
             return self._in_memory(self.contents.renamed.get(name, name))
@@ -139,12 +142,21 @@ class CheckpointReader:
 
     def stored(self, name: str) -> RangeReader | None:
         """Return a tensor to be read by range, or None if its elements aren't stored in order in a file."""
+        if name in self.contents.assembled:
+            return self._assembled(name)
         if name in self.contents.quantised:
             return self._dequantised(name)
         place = self.contents.places.get(name)
         if place is None or place.strides is not None:
             return None
         return StoredTensor(self._files, place, self.contents.tensors[name])
+
+    def _assembled(self, name: str) -> RangeReader:
+        """Return a reader of a tensor that is read from parts of others."""
+        assembled, info = self.contents.assembled[name], self.contents.tensors[name]
+        origin = self._origins.setdefault(id(assembled.origin), CheckpointReader(assembled.origin, self._files))
+        readers = {one: origin.stored(one) or LoadedTensor(origin[one]) for one in assembled.sources}
+        return AssembledReader(assembled, info.shape, DTYPES[info.dtype], readers)
 
     def _dequantised(self, name: str) -> RangeReader:
         """Return a reader of a quantised tensor's values."""
@@ -160,7 +172,7 @@ class CheckpointReader:
     def _in_memory(self, name: str) -> Tensor:
         """Return a tensor by its name in the files, after loading all of them."""
         if self._loaded is None:
-            self._loaded, _ = read_state(self.contents.path, self.contents.key)
+            self._loaded, _ = read_state(self.contents.path, self.contents.key, self.contents.components)
         return self._loaded[name]
 
     def state(self) -> StateDict:

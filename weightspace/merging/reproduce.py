@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from weightspace.checkpoints.atomic_write import final_target, one_line_errors, temporary_folder
-from weightspace.checkpoints.hf_folder import weight_files
+from weightspace.checkpoints.components import weight_files
 from weightspace.checkpoints.load_save import load_metadata
 from weightspace.errors import CheckpointError, WeightspaceError
 from weightspace.merging.merge_files import merge_files
@@ -31,7 +31,7 @@ _ARGUMENTS = {"align": "the alignment (--spec, --network or --task)", "statistic
 
 
 #: Options that a plan records itself.
-_OWN = ("shard_size", "allow_nonfinite", "lenient", "code", "key", "strip_prefix", "stages")
+_OWN = ("shard_size", "allow_nonfinite", "lenient", "code", "key", "strip_prefix", "stages", "components", "names")
 
 
 @brief
@@ -106,7 +106,7 @@ def reproduce(
             align=align,
             finish=finish,
             lenient=options.get("lenient", False),
-            reading=ReadingOptions(options.get("key"), options.get("strip_prefix")),
+            reading=_reading_options(options),
             output=_output_options(options, recorded, hashes=_has_hashes(metadata)),
             execution=ExecutionOptions(memory, threads, fsync=False, intermediate_dir=stages),
             on_progress=on_progress,
@@ -116,6 +116,11 @@ def reproduce(
 
 def _output_options(options: Mapping[str, Any], recorded: Mapping[str, Any], *, hashes: bool) -> OutputOptions:
     return OutputOptions(options["shard_size"], options.get("allow_nonfinite", False), hashes, recorded)
+
+
+def _reading_options(options: Mapping[str, Any]) -> ReadingOptions:
+    parts, names = options.get("components"), options.get("names")
+    return ReadingOptions(options.get("key"), options.get("strip_prefix"), components=parts, names=names)
 
 
 def _options(path: Path, metadata: Mapping[str, str]) -> dict[str, Any]:
@@ -128,6 +133,8 @@ def _options(path: Path, metadata: Mapping[str, str]) -> dict[str, Any]:
         size = options["shard_size"]
         whole = isinstance(size, int) and not isinstance(size, bool) and size > 0
         words = all(options.get(key) is None or isinstance(options[key], str) for key in ("key", "strip_prefix"))
+        parts = options.get("components", [])
+        words = words and isinstance(parts, list) and all(isinstance(part, str) for part in parts)
         if whole and words and all(options.get(key, False) in (True, False) for key in ("allow_nonfinite", "lenient")):
             return dict(options)
     except (KeyError, TypeError, ValueError, AttributeError, RecursionError):
@@ -168,7 +175,7 @@ def _skip_warning(line: str) -> None:
 
 def _compared(path: Path, again: Path) -> Reproduction:
     """Compare the weights of two checkpoints file by file."""
-    old, new = ({file.name: file for file in weight_files(checkpoint)} for checkpoint in (path, again))
+    old, new = (_by_name(checkpoint) for checkpoint in (path, again))
     differing = [
         name
         for name in sorted(old.keys() | new.keys())
@@ -179,6 +186,12 @@ def _compared(path: Path, again: Path) -> Reproduction:
     if _code(path) != _code(again):
         changed.append(load_metadata(path)["method"])
     return Reproduction(str(path), not differing, tuple(differing), tuple(changed))
+
+
+def _by_name(checkpoint: Path) -> dict[str, Path]:
+    """Return the files of a checkpoint's weights by name, or by path relative to its folder."""
+    files = weight_files(checkpoint)
+    return {str(file.relative_to(checkpoint)) if checkpoint.is_dir() else file.name: file for file in files}
 
 
 def _check_options(path: Path, options: Mapping[str, Any], align: Alignment | None, finish: Finish | None) -> None:

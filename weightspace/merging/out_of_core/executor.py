@@ -81,7 +81,8 @@ def rewrite(plan: Plan, staging: Staging, finish: Callable[[StateDict], StateDic
     """
     state: StateDict = {}
     for shard in plan.shards:
-        state |= load_checkpoint(staging.parts / shard.name)
+        stored = load_checkpoint(staging.parts / shard.name)
+        state |= {shard.prefix + name: tensor for name, tensor in stored.items()}
     finished = finish(state)
     with open_shards(plan, staging, range(len(plan.shards)), fsync=fsync) as files:
         for job in plan.jobs:

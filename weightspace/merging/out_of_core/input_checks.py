@@ -9,13 +9,20 @@ from fnmatch import fnmatch
 from pathlib import Path
 
 from weightspace.checkpoints.buffers import effective_name
-from weightspace.checkpoints.companion_files import Companions, find_companions, is_head, is_other_copy, is_tokenizer
+from weightspace.checkpoints.companion_files import (
+    Companions,
+    find_companions,
+    is_head,
+    is_other_copy,
+    is_tokenizer,
+)
+from weightspace.checkpoints.components import is_weights
 from weightspace.checkpoints.json_file import parse_json
 from weightspace.checkpoints.quantisation import QUANTISATION_FILES
 from weightspace.checkpoints.quantised.view import check_dequantised
 from weightspace.errors import CheckpointError, WeightspaceError
-from weightspace.merging.config.differences import config_differences, read_config
 from weightspace.merging.methods import Method
+from weightspace.merging.out_of_core.component_checks import configuration_notices
 from weightspace.merging.plan.plan import Job, Member
 from weightspace.merging.plan.prefixes import suggested_prefix
 from weightspace.merging.recipe.types import Recipe
@@ -179,25 +186,24 @@ def compare_folders(
         return Companions((), ())
     folders = {member.contents.path: member for member in members if member.contents.path.is_dir()}
     own = folders.pop(donor)
-    configs: Mapping[str, dict[str, object] | None] = {
-        member.label: read_config(path) for path, member in folders.items()
-    }
-    config = read_config(donor)
-    if config is not None:
-        others = [(label, other) for label, other in configs.items() if other is not None]
-        for line in config_differences(own.label, config, others, sliced=sliced, moved=moved):
-            notice(line)
+    for line in configuration_notices(own, folders, sliced=sliced, moved=moved):
+        notice(line)
     if not copied:
         return Companions((), ())
-    companions = find_companions(donor, [file.name for file in own.contents.files])
+    companions = find_companions(donor, own.contents.components)
     copied_files = tuple(name for name in companions.copied if name not in QUANTISATION_FILES)
     companions = Companions(copied_files, companions.left)
     if companions.left:
         left = sorted(companions.left, key=is_other_copy)  # the least expected first
         names = ", ".join(left[:_LISTED]) + (f", and {len(left) - _LISTED:,} more" if len(left) > _LISTED else "")
         notice(f"Not copied from {own.label}: {names} (weights in other formats, training states, or links).")
+    configured = {f"{one.path}{_CONFIG}" for one in own.contents.components}
     for name in companions.copied:
-        deciding = "/" in name or is_head(name) or any(fnmatch(name, pattern) for pattern in _DECIDING)
+        deciding = (
+            ("/" in name and name not in configured and not is_weights(name))
+            or is_head(name)
+            or any(fnmatch(name, pattern) for pattern in _DECIDING)
+        )
         if deciding and not is_tokenizer(name):
             _compare_file(own, folders, name, notice)
     return companions

@@ -64,6 +64,7 @@ def open_shards(
 
 def _open(path: Path, size: int, header: bytes) -> int:
     """Open a file of that size and write its header; return the descriptor."""
+    path.parent.mkdir(exist_ok=True)
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
     try:
         if os.fstat(descriptor).st_size != size:

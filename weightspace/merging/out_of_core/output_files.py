@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from weightspace.checkpoints.atomic_write import one_line_errors, synced_file
-from weightspace.checkpoints.companion_files import copy_companions
-from weightspace.checkpoints.hf_folder import CARD
-from weightspace.checkpoints.quantisation import QUANTISATION_FILES
+from weightspace.checkpoints.companion_files import copy_companions, find_companions
+from weightspace.checkpoints.hf_folder import CARD, PROVENANCE
 from weightspace.merging.out_of_core.chat_templates import write_template
 from weightspace.merging.out_of_core.model_card import model_card
-from weightspace.merging.plan.plan import Plan
+from weightspace.merging.plan.plan import Plan, Shard
 from weightspace.merging.tokenizers.tokenizer_files import write_extended
 
 
@@ -30,11 +29,9 @@ def finish_folder(plan: Plan, parts: Path, metadata: Mapping[str, str]) -> None:
     """
     own_tokenizer = plan.tokenizer is not None and plan.tokenizer != plan.donor
     if plan.donor is not None:
-        copy_companions(plan.donor, parts, tokenizer=False if own_tokenizer else None)
-        for name in QUANTISATION_FILES:  # of a donor that is dequantised
-            (parts / name).unlink(missing_ok=True)
+        copy_companions(plan.donor, parts, plan.companions, tokenizer=False if own_tokenizer else None)
     if plan.tokenizer is not None and own_tokenizer:
-        copy_companions(plan.tokenizer, parts, tokenizer=True)
+        copy_companions(plan.tokenizer, parts, find_companions(plan.tokenizer).copied, tokenizer=True)
     if plan.vocabulary is not None and plan.vocabulary.extended is not None:
         write_extended(parts, plan.vocabulary.folder, plan.vocabulary.extended)
     if plan.chat_template is not None:
@@ -42,17 +39,28 @@ def finish_folder(plan: Plan, parts: Path, metadata: Mapping[str, str]) -> None:
     for name, text in plan.configurations.items():
         if (parts / name).is_file():
             _write(parts / name, text)
-    if len(plan.shards) > 1:
-        _write(parts / "model.safetensors.index.json", _json(_index(plan, metadata)))
+    for folder, shards in plan.shard_groups.items():
+        if len(shards) > 1:
+            stem = shards[0].name.rpartition("/")[2].partition("-")[0]
+            _write(parts / folder / f"{stem}.safetensors.index.json", _json(_index(plan, shards, metadata)))
+    if set(plan.shard_groups) != {""}:
+        _write(parts / PROVENANCE, _json(dict(metadata)))
     _write(parts / CARD, model_card(plan, parts, metadata))
 
 
-def _index(plan: Plan, metadata: Mapping[str, str]) -> dict[str, Any]:
-    """Return the index of the shards."""
-    places = {job.name: plan.shards[job.shard].name for job in plan.jobs}
-    places |= {job.scales.name: plan.shards[job.shard].name for job in plan.jobs if job.scales is not None}
-    places |= {alias: places[owner] for alias, owner in plan.tied.items()}
-    return {"metadata": {"total_size": plan.tensor_bytes, **metadata}, "weight_map": places}
+def _index(plan: Plan, shards: Sequence[Shard], metadata: Mapping[str, str]) -> dict[str, Any]:
+    """Return the index of the shards of a folder."""
+    prefix = shards[0].prefix
+    names = {id(shard): shard.name.rpartition("/")[2] for shard in shards}
+    jobs = [job for job in plan.jobs if id(plan.shards[job.shard]) in names]
+    places = {job.name: names[id(plan.shards[job.shard])] for job in jobs}
+    places |= {job.scales.name: places[job.name] for job in jobs if job.scales is not None}
+    places |= {alias: places[owner] for alias, owner in plan.tied.items() if owner in places}
+    size = sum(job.nbytes for job in jobs)
+    return {
+        "metadata": {"total_size": size, **metadata},
+        "weight_map": {name.removeprefix(prefix): place for name, place in places.items()},
+    }
 
 
 def _json(content: object) -> str:
@@ -81,6 +89,7 @@ def write_skeleton(plan: Plan, folder: Path) -> None:
         folder.mkdir(parents=True)
         finish_folder(plan, folder, plan.metadata)
         for shard in plan.shards:
+            (folder / shard.name).parent.mkdir(exist_ok=True)
             with open(folder / shard.name, "wb") as file:
                 file.write(shard.header)
                 file.truncate(shard.size)

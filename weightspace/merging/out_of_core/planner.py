@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from weightspace.checkpoints.buffers import holds_whole_numbers, is_counter, is_fixed
-from weightspace.checkpoints.hashing import sha256_of
+from weightspace.checkpoints.components import Component, in_folders
 from weightspace.checkpoints.hf_folder import WEIGHTS
 from weightspace.checkpoints.metadata import TensorInfo
-from weightspace.checkpoints.provenance import described
 from weightspace.errors import CheckpointError, WeightspaceError
 from weightspace.merging.methods import Method
 from weightspace.merging.out_of_core.chat_templates import chat_template
+from weightspace.merging.out_of_core.component_checks import check_components, component_configurations
 from weightspace.merging.out_of_core.input_checks import (
     check_evidence,
     check_plain,
@@ -31,10 +31,11 @@ from weightspace.merging.out_of_core.vocabularies import check_tokens
 from weightspace.merging.plan.inputs import companion_paths, stamps_of
 from weightspace.merging.plan.layout import lay_out
 from weightspace.merging.plan.members import open_members
+from weightspace.merging.plan.metadata import plan_identity, plan_metadata, reading_of
 from weightspace.merging.plan.moved_vocabulary import MovedVocabulary
 from weightspace.merging.plan.options import OutputOptions, ReadingOptions
 from weightspace.merging.plan.parametrized import with_parametrizations
-from weightspace.merging.plan.plan import Job, Kind, Member, Plan, Ref, inputs_of
+from weightspace.merging.plan.plan import Job, Kind, Member, Plan, Ref
 from weightspace.merging.plan.promotion import FLOATS, promoted
 from weightspace.merging.plan.quantisation_scheme import output_quantisation
 from weightspace.merging.plan.quantised_output import with_quantisation, with_settings
@@ -51,7 +52,6 @@ from weightspace.merging.tokenizers.configuration import vocabulary_configuratio
 from weightspace.merging.tokenizers.fallback_rows import with_fallbacks
 from weightspace.merging.tokenizers.job_checks import check_moved_jobs
 from weightspace.merging.tokenizers.planning import TokenizerSource, plan_vocabulary, with_moved_rows
-from weightspace.user_code import is_user_code
 
 #: Maximum bytes of a file name, which the name of a torch file may exceed with the suffix of safetensors.
 _LONGEST = 255
@@ -100,10 +100,12 @@ def make_plan(
         WeightspaceError: the method, its parameters or the weights are invalid.
     """
     note = WarningLog(notice)
+    options = replace(options, reading=reading_of(recipe, options.reading))
     row = find_method(recipe.method)
-    members = open_members(*_sources(recipe), options.reading, note)
+    members = open_members(*_sources(recipe), options.reading, note, recipe.donor)
     check_plain(members)
     donor = _donor(recipe, members)
+    check_components(recipe, members, donor, lenient=warn is not None)
     source = _tokenizer_source(recipe, members, donor, options, note)
     vocabulary = None if source is None else source.vocabulary
     members = members if vocabulary is None else with_moved_rows(members, vocabulary)
@@ -115,17 +117,19 @@ def make_plan(
     jobs = _jobs(recipe, row, members, named, vocabulary)
     check_evidence(row, members, _models(recipe, members), jobs)
     _check_tokens(source, members, jobs, donor, note)
-    quantise = None if options.intermediate else output_quantisation(recipe, members, options.output, out)
+    components = _components(donor, members)
+    is_plain = options.intermediate or in_folders(components)
+    quantise = None if is_plain else output_quantisation(recipe, members, options.output, out)
     jobs = with_quantisation(jobs, named.tied, members, quantise, options.output, out, note)
     tokenizer, file = None if source is None else source.folder, _weights_file(out)
     sliced, moved = bool(named.stackings), vocabulary is not None
     companions = compare_folders(members, donor, note, sliced=sliced, moved=moved, copied=file is None)
-    metadata = _metadata(recipe, members, options)
-    placed, shards = lay_out(jobs, named.tied, metadata, file, options.output.shard_size)
+    metadata = plan_metadata(recipe, members, options.output, options.reading, lenient=options.lenient)
+    placed, shards = lay_out(jobs, named.tied, metadata, file, options.output.shard_size, components)
     companion_files = [] if file or donor is None else companion_paths(donor, companions.copied, tokenizer)
     stamps = stamps_of(members, [*companion_files, *(() if vocabulary is None else vocabulary.files)])
-    identity = _identity(metadata, stamps, options.output, out)
-    configurations = _configurations(named, members, placed, None if is_file_name(out) else donor, vocabulary, quantise)
+    identity = plan_identity(metadata, stamps, options.output, out)
+    configurations = _configurations(named, members, placed, None if file else donor, vocabulary, quantise)
     template = chat_template(recipe, members, None if file else tokenizer or donor, ignored)
     _check_template(template, tokenizer or donor, donor, vocabulary, configurations, note)
     placement = (placed, named.tied, shards, metadata, not options.output.allow_nonfinite, identity, _title(out))
@@ -180,7 +184,8 @@ def _configurations(
     untied = named.untied or any(member.untied for member in members)
     adapted = adapted_configurations(donor, jobs, untied=untied, stackings=named.stackings)
     adapted = adapted if vocabulary is None else vocabulary_configurations(donor, adapted, vocabulary, members)
-    return with_settings(donor, adapted, jobs, named.tied, quantise)
+    own = component_configurations(donor, _components(donor, members), jobs)
+    return {**with_settings(donor, adapted, jobs, named.tied, quantise), **own}
 
 
 def _check_template(
@@ -348,34 +353,6 @@ def _sources(recipe: Recipe) -> tuple[list[str], dict[str, str]]:
     return list(recipe.models), {source.model: source.evidence for source in sources if source.evidence is not None}
 
 
-def _metadata(recipe: Recipe, members: Sequence[Member], options: PlanOptions) -> dict[str, str]:
-    """Return the metadata of the output, with zeros in place of the digests of the inputs."""
-    output, reading = options.output, options.reading
-    blank = "0" * 64 if output.hashes else ""
-    paths = inputs_of(members)
-    digests = {file: blank for member in members for file in member.files}
-    recorded = {"shard_size": output.shard_size, **(output.recorded or {})}
-    if output.allow_nonfinite:
-        recorded["allow_nonfinite"] = True
-    if options.lenient:
-        recorded["lenient"] = True
-    if reading.key is not None:
-        recorded["key"] = reading.key
-    if reading.strip_prefix is not None:
-        recorded["strip_prefix"] = reading.strip_prefix
-    if is_user_code(recipe.method):
-        recorded["code"] = sha256_of(Path(recipe.method.rpartition(":")[0]))
-    return {**described(paths, digests, recipe.method, recorded), "recipe": recipe.to_yaml()}
-
-
-def _identity(
-    metadata: Mapping[str, str], stamps: Mapping[Path, tuple[int, int]], output: OutputOptions, out: Path
-) -> str:
-    """Return a string that identifies the output's bytes; inputs enter by size and modification time."""
-    files = [(os.path.realpath(file), *stamp) for file, stamp in stamps.items()]
-    return json.dumps([dict(metadata), files, output.hashes, out.name])
-
-
 def _weights_file(out: Path) -> str | None:
     """Return the name of a single safetensors file, from which torch files are converted; None for a folder."""
     if not is_file_name(out):
@@ -388,6 +365,11 @@ def _donor(recipe: Recipe, members: Sequence[Member]) -> Path | None:
     """Return the folder that configuration and tokenizer come from: the base's, else the first model's."""
     path = next(member.contents.path for member in members if member.source == recipe.donor)
     return path if path.is_dir() else None
+
+
+def _components(donor: Path | None, members: Sequence[Member]) -> tuple[Component, ...]:
+    """Return the components of the folder that the output gets its other files from; empty without a folder."""
+    return next((member.contents.components for member in members if member.contents.path == donor), ())
 
 
 def _title(out: Path) -> str:

@@ -175,7 +175,9 @@ def check_runnable(plan: Plan, out: Path, execution: ExecutionOptions) -> None:
         CheckpointError: ``out`` cannot be replaced, or the disk is too small.
         WeightspaceError: a tensor needs more memory than the limit.
     """
-    check_checkpoint_output(out, again=plan.companions, force=execution.force)
+    check_checkpoint_output(
+        out, again=(*plan.companions, *(shard.name for shard in plan.shards)), force=execution.force
+    )
     with one_line_errors(out, "written"):
         places = (out, staging_folder(out))
     for place in places:
@@ -322,8 +324,9 @@ def _finish(
         staging.forget(fsync=execution.fsync)
         rewrite(plan, staging, finish, fsync=execution.fsync)
     staging.keep_only([shard.name for shard in plan.shards])
-    if len(plan.shards) == 1:
-        _fill_header(staging.parts / plan.shards[0].name, metadata, fsync=execution.fsync)
+    for group in plan.shard_groups.values():
+        if len(group) == 1:
+            _fill_header(staging.parts / group[0].name, metadata, fsync=execution.fsync)
     if not is_file_name(staging.out):
         finish_folder(plan, staging.parts, metadata)
         return None

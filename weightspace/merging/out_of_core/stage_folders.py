@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from weightspace.checkpoints.atomic_write import final_target, hidden_beside, one_line_errors, replacing_file
-from weightspace.checkpoints.hf_folder import find_weights
+from weightspace.checkpoints.components import weight_files
 from weightspace.errors import CheckpointError, WeightspaceError
 from weightspace.merging.out_of_core.staging import is_file_name, locked
 from weightspace.reprs import size
@@ -150,7 +150,7 @@ class StageFolders:
     def _stamps(self, document: str) -> list[object]:
         """Return names, sizes and modification times of a result's weight files."""
         try:
-            files = find_weights(self.place(document)).files
+            files = weight_files(self.place(document))
             return [[file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in files]
         except (CheckpointError, OSError):
             return []

@@ -14,8 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from weightspace.checkpoints.hf_folder import find_weights, index_metadata
-from weightspace.checkpoints.safetensors_header import read_header
+from weightspace.checkpoints.load_save import load_metadata
 from weightspace.errors import WeightspaceError
 from weightspace.merging.methods._unrun import UnrunMethod
 from weightspace.merging.out_of_core.graph import can_be_computed
@@ -232,7 +231,7 @@ def _with_stages(options: PlanOptions, recipe: Recipe, done: Mapping[str, Interm
     """Return the options with the results that a document may use, recording their inputs in the metadata."""
     used = {str(document.name): done[str(document.name)] for document in used_documents(recipe)}
     stored = {name: stage for name, stage in used.items() if stage.plan is None}
-    made_from = {name: _made_from(_metadata(stage.folder)) for name, stage in stored.items()}
+    made_from = {name: _made_from(load_metadata(stage.folder)) for name, stage in stored.items()}
     recorded = {**(options.output.recorded or {}), **({"stages": made_from} if made_from else {})}
     return replace(
         options,
@@ -246,11 +245,6 @@ def _made_from(metadata: Mapping[str, str]) -> list[dict[str, str]]:
     code = json.loads(metadata["parameters"]).get("code")
     inputs: list[dict[str, str]] = json.loads(metadata["inputs"])
     return [*inputs, {"name": metadata["method"], "sha256": code}] if code else inputs
-
-
-def _metadata(folder: Path) -> Mapping[str, str]:
-    weights = find_weights(folder)
-    return read_header(weights.entrance).metadata if weights.index is None else index_metadata(weights.entrance)
 
 
 def _silenced(listeners: Listeners) -> Listeners:

@@ -70,10 +70,11 @@ class Staging:
             sync_folder(self.folder)
 
     def keep_only(self, names: Collection[str]) -> None:
-        """Remove what an interrupted run left among the parts, except for files with these names."""
-        for path in self.parts.iterdir():
-            if path.name not in names:
-                shutil.rmtree(path) if path.is_dir() else path.unlink()
+        """Remove what an interrupted run left among the parts, except for files with these relative paths."""
+        kept = {self.parts / name for name in names}
+        for path in self.parts.rglob("*"):
+            if not path.is_dir() and path not in kept:
+                path.unlink()
 
     def promote(self, made: str | None) -> None:
         """Move the output to its final path.
@@ -96,7 +97,8 @@ class Staging:
 
         Otherwise the old one is first moved to where the next run finds it.
         """
-        sync_folder(self.parts)
+        for folder in (*(path for path in self.parts.rglob("*") if path.is_dir()), self.parts):
+            sync_folder(folder)
         if self.target.exists():
             if exchange(self.parts, self.target):
                 return

@@ -5,10 +5,11 @@ Embedding rows are merged by index, so a token with different ids would be avera
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from weightspace.checkpoints.components import tokenizer_folders
 from weightspace.checkpoints.vocabulary import Tokens, Vocabulary, has_tokenizer, read_vocabulary, same_tokenizer
 from weightspace.errors import WeightspaceError
 from weightspace.merging.plan.plan import Member
@@ -63,7 +64,21 @@ def check_tokens(
     if donor is None:
         return
     label = next(member.label for member in members if member.contents.path == donor)
-    others = [(other, path) for other, path in _folders(members) if path != donor and not same_tokenizer(donor, path)]
+    for name, folder in tokenizer_folders(donor).items():
+        _check_tokens(label, folder, _folders(members, name), notice, use, lenient=lenient)
+
+
+def _check_tokens(
+    label: str,
+    donor: Path,
+    folders: Iterable[tuple[str, Path]],
+    notice: Callable[[str], None],
+    use: UseOfTokens,
+    *,
+    lenient: bool,
+) -> None:
+    """Check that no token has different ids in the donor's tokenizer, labelled ``label``, and in those of others."""
+    others = [(other, path) for other, path in folders if path != donor and not same_tokenizer(donor, path)]
     if not others:
         return
     known = [(label, read_vocabulary(donor))]
@@ -80,11 +95,17 @@ def check_tokens(
         known.append((other, vocabulary))
 
 
-def _folders(members: Sequence[Member]) -> Iterator[tuple[str, Path]]:
-    """Yield the folders that may hold a tokenizer: those of models, and those of adapters saved with a tokenizer."""
+def _folders(members: Sequence[Member], name: str) -> Iterator[tuple[str, Path]]:
+    """Yield the folders that may hold a tokenizer: those of models, and those of adapters saved with a tokenizer.
+
+    Args:
+        members: the models.
+        name: the tokenizer of a pipeline; ``""``: that of other models.
+    """
     for member in members:
-        if member.contents.path.is_dir():
-            yield member.label, member.contents.path
+        path = member.contents.path
+        if path.is_dir() and (folder := tokenizer_folders(path).get(name)) is not None:
+            yield member.label, folder
         if member.adapter is not None and has_tokenizer(member.adapter.path):
             yield f"the adapter {member.adapter.path.name}", member.adapter.path
 

@@ -5,15 +5,22 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import NamedTuple
 
-from weightspace.checkpoints.hf_folder import WEIGHTS
+from weightspace.checkpoints.components import Component, owner_of
 from weightspace.checkpoints.metadata import TensorInfo
 from weightspace.checkpoints.safetensors_header import TIED, Entry, encode_header, place_entries
+from weightspace.errors import CheckpointError
 from weightspace.merging.plan.plan import Job, Shard
 
 
 def lay_out(
-    jobs: Sequence[Job], tied: Mapping[str, str], metadata: Mapping[str, str], file: str | None, shard_size: int
+    jobs: Sequence[Job],
+    tied: Mapping[str, str],
+    metadata: Mapping[str, str],
+    file: str | None,
+    shard_size: int,
+    components: Sequence[Component] = (),
 ) -> tuple[tuple[Job, ...], tuple[Shard, ...]]:
     """Return the jobs with their shards and offsets, and the shards.
 
@@ -23,25 +30,66 @@ def lay_out(
         metadata: metadata of a single file; with several shards, the index holds it instead.
         file: name of the single output file, or None for a folder, which is sharded if necessary.
         shard_size: maximum number of tensor bytes per shard; a larger tensor gets a shard of its own.
+        components: the components of an output folder; empty if its tensors are in the folder itself.
+
+    Raises:
+        CheckpointError: a tensor belongs to no component.
     """
-    groups = [list(range(len(jobs)))] if file is not None else _groups(jobs, shard_size)
-    single = len(groups) == 1
     placed, shards = list(jobs), []
-    for number, group in enumerate(groups):
-        name = file or (WEIGHTS if single else f"model-{number + 1:05}-of-{len(groups):05}.safetensors")
-        entries = place_entries(
-            {name: (info.dtype, info.shape) for index in group for name, info in _tensors(jobs[index])}
-        )
-        record = {alias: owner for alias, owner in tied.items() if owner in entries}
-        header = encode_header(
-            entries,
-            {"format": "pt", **(metadata if single else {}), **({TIED: json.dumps(record)} if record else {})},
-        )
-        for index in group:
-            placed[index] = _placed(jobs[index], number, len(header), entries)
-        size = len(header) + max((entry.end for entry in entries.values()), default=0)
-        shards.append(Shard(name, header, size))
+    for part in [_Part("model", "", list(range(len(jobs))))] if file is not None else _parts(jobs, components):
+        groups = [part.jobs] if file is not None else _groups(jobs, part.jobs, shard_size)
+        for number, group in enumerate(groups):
+            numbered = "" if len(groups) == 1 else f"-{number + 1:05}-of-{len(groups):05}"
+            entries = place_entries(
+                {
+                    name.removeprefix(part.prefix): (info.dtype, info.shape)
+                    for index in group
+                    for name, info in _tensors(jobs[index])
+                }
+            )
+            header = _header(entries, tied, part.prefix, metadata if len(groups) == 1 else {})
+            for index in group:
+                placed[index] = _placed(jobs[index], len(shards), len(header), entries, part.prefix)
+            size = len(header) + max((entry.end for entry in entries.values()), default=0)
+            shards.append(Shard(file or f"{part.path}{numbered}.safetensors", header, size, part.prefix))
     return tuple(placed), tuple(shards)
+
+
+class _Part(NamedTuple):
+    """A component of the output: start of the paths of its files, prefix of its names, and indices of its jobs."""
+
+    path: str
+    prefix: str
+    jobs: list[int]
+
+
+def _parts(jobs: Sequence[Job], components: Sequence[Component]) -> list[_Part]:
+    """Return the components of an output folder with their jobs.
+
+    Raises:
+        CheckpointError: a tensor belongs to no component.
+    """
+    if not components:
+        return [_Part("model", "", list(range(len(jobs))))]
+    owned: dict[str, list[int]] = {one.prefix: [] for one in components}
+    for index, job in enumerate(jobs):
+        owner = owner_of(job.name, components)
+        if owner is None:
+            known = ", ".join(one.name for one in components)
+            raise CheckpointError(
+                f"{job.name!r} belongs to no component of the output folder: {known}. Write to a file: "
+                "-o OUT.safetensors."
+            )
+        owned[owner.prefix].append(index)
+    parts = [_Part(f"{one.path}{one.weights.stem}", one.prefix, owned[one.prefix]) for one in components]
+    return [part for part in parts if part.jobs] or parts[:1]
+
+
+def _header(entries: dict[str, Entry], tied: Mapping[str, str], prefix: str, metadata: Mapping[str, str]) -> bytes:
+    """Return the header of a shard, with the names of tied tensors."""
+    names = {alias.removeprefix(prefix): owner for alias, owner in tied.items() if owner.startswith(prefix)}
+    record = {alias: own for alias, owner in names.items() if (own := owner.removeprefix(prefix)) in entries}
+    return encode_header(entries, {"format": "pt", **metadata, **({TIED: json.dumps(record)} if record else {})})
 
 
 def _tensors(job: Job) -> list[tuple[str, TensorInfo]]:
@@ -49,20 +97,21 @@ def _tensors(job: Job) -> list[tuple[str, TensorInfo]]:
     return [(job.name, job.info), *([] if job.scales is None else [(job.scales.name, job.scales.info)])]
 
 
-def _placed(job: Job, shard: int, start: int, entries: Mapping[str, Entry]) -> Job:
+def _placed(job: Job, shard: int, start: int, entries: Mapping[str, Entry], prefix: str) -> Job:
     """Return a job with its place in a shard whose data start at a byte."""
-    scales = job.scales and replace(job.scales, offset=start + entries[job.scales.name].start)
-    return replace(job, shard=shard, offset=start + entries[job.name].start, scales=scales)
+    offsets = [start + entries[name.removeprefix(prefix)].start for name, _ in _tensors(job)]
+    scales = job.scales and replace(job.scales, offset=offsets[1])
+    return replace(job, shard=shard, offset=offsets[0], scales=scales)
 
 
-def _groups(jobs: Sequence[Job], shard_size: int) -> list[list[int]]:
+def _groups(jobs: Sequence[Job], indices: Sequence[int], shard_size: int) -> list[list[int]]:
     """Assign tensors to shards greedily, in order."""
     groups: list[list[int]] = [[]]
     filled = 0
-    for index, job in enumerate(jobs):
-        if groups[-1] and filled + job.nbytes > shard_size:
+    for index in indices:
+        if groups[-1] and filled + jobs[index].nbytes > shard_size:
             groups.append([])
             filled = 0
         groups[-1].append(index)
-        filled += job.nbytes
+        filled += jobs[index].nbytes
     return groups

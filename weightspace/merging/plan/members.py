@@ -10,6 +10,8 @@ from weightspace.checkpoints.atomic_write import one_line_errors
 from weightspace.checkpoints.fetching import local_path
 from weightspace.checkpoints.hub_names import hub_model
 from weightspace.checkpoints.metadata import CheckpointMetadata, read_contents
+from weightspace.checkpoints.name_maps.agree import under_common_names
+from weightspace.checkpoints.name_maps.named_maps import read_name_maps
 from weightspace.checkpoints.quantised.view import dequantised
 from weightspace.checkpoints.remote import is_url
 from weightspace.errors import CheckpointError
@@ -25,7 +27,11 @@ from weightspace.merging.recipe.model_reference import without_adapter
 
 
 def open_members(
-    sources: Sequence[str], evidence: Mapping[str, str], reading: ReadingOptions, notice: Callable[[str], None]
+    sources: Sequence[str],
+    evidence: Mapping[str, str],
+    reading: ReadingOptions,
+    notice: Callable[[str], None],
+    donor: str | None = None,
 ) -> tuple[Member, ...]:
     """Return one member per source.
 
@@ -34,28 +40,41 @@ def open_members(
         evidence: source -> path of its data statistics.
         reading: options for reading the inputs.
         notice: called with a one-line message about each choice made while reading.
+        donor: the source whose names the others get by name maps; None: the first one.
 
     Raises:
-        CheckpointError: a checkpoint or adapter is missing or damaged, or an adapter does not match its model.
+        CheckpointError: a checkpoint or adapter is missing or damaged, an adapter does not match its model, or a name
+            map does not fit.
     """
     labels = _labels(sources)
     paths = [split_adapter(source, reading.intermediates) for source in sources]
     folders = dict.fromkeys(path for path, _ in paths)
     for path in folders:
         check_no_adapter_folder(path)
-    read = {path: dequantised(read_contents(path, key=reading.key)) for path in folders}
+    read = {
+        path: dequantised(read_contents(path, key=reading.key, components=reading.components or ())) for path in folders
+    }
     if reading.key and all(contents.key is None for contents in read.values()):
         notice(f"--key {reading.key} (key=…) has no effect: it selects an entry of torch files, and no model is one.")
     for path, contents in read.items():
         check_is_model(contents.tensors, path)
         for note in contents.notes:
             notice(note)
-    models = strip_prefixes([read[path] for path, _ in paths], labels, strip=reading.strip_prefix, notice=notice)
+    known = [read[path] for path, _ in paths]
+    maps = read_name_maps(reading.names)
+    first = 0 if donor is None else sources.index(donor)
+    named = under_common_names(known, labels, first, maps, notice)
+    for source, (_, adapter), before, after in zip(sources, paths, known, named, strict=True):
+        if after is not before:
+            own = "an adapter" if adapter is not None else "evidence" if source in evidence else ""
+            _check_only_named(source, own, reading.intermediates, after)
+    models = strip_prefixes(named, labels, strip=reading.strip_prefix, notice=notice)
     members = []
     for source, label, contents, (_, adapter) in zip(sources, labels, models, paths, strict=True):
         statistics = _evidence(evidence[source], contents) if source in evidence else None
         intermediate = reading.intermediates.get(without_adapter(source))
-        dtypes, plan = {name: tensor.dtype for name, tensor in contents.quantised.items()}, None
+        quantised = {name: contents.quantised_parts(name) for name in contents.tensors}
+        dtypes, plan = {name: parts[0].dtype for name, parts in quantised.items() if parts}, None
         if intermediate is not None:
             dtypes, plan = intermediate.dtypes, intermediate.plan
         member = Member(source, label, contents, evidence=statistics, dtypes=dtypes, plan=plan)
@@ -67,6 +86,32 @@ def open_members(
             _report_other_base(source, contents.path, lora, notice)
         members.append(adapted(member, lora))
     return tuple(members)
+
+
+def _check_only_named(
+    source: str, own: str, intermediates: Mapping[str, Intermediate], contents: CheckpointMetadata
+) -> None:
+    """Check that nothing else refers to the old names of a model whose names change.
+
+    Args:
+        source: the model as written in the recipe.
+        own: the adapter or the evidence that it has, or "".
+        intermediates: results of other documents by name.
+        contents: the model under its new names.
+
+    Raises:
+        CheckpointError: it has an adapter or evidence, or is an intermediate result whose tensors would be others.
+    """
+    if own:
+        raise CheckpointError(
+            f"{source} has {own} under names that a name map would change. Convert the model first: `weightspace merge "
+            "MODEL -m passthrough --names MAP=SIDE -o OUT`."
+        )
+    if source in intermediates and contents.assembled:
+        raise CheckpointError(
+            f"{source} is the result of another document, of which a name map would make other tensors. Give the "
+            "models of that document the names that are wanted: `names: MAP=SIDE`."
+        )
 
 
 def _report_other_base(source: str, path: Path, adapter: Adapter, notice: Callable[[str], None]) -> None:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from weightspace.checkpoints.name_maps.named_maps import Names
 from weightspace.merging.plan.plan import Plan
 from weightspace.reprs import brief
 
@@ -43,6 +44,10 @@ class ReadingOptions:
         strip_prefix: prefix to remove from all names that start with it; ``""`` removes none. None: remove a prefix
             that all names of one model have and the other models lack (``module.``, ``_orig_mod.``), with a warning.
         intermediates: results of other documents of a recipe by name; names take precedence over paths.
+        components: components of folders to merge, such as ``unet`` (diffusers) or ``2_Dense`` (sentence-transformers);
+            the output has the base's or first model's files in place of the others. By default all.
+        names: name maps that bring all models to the names and layout of the base, or else of the first model: built-in
+            ones by name, or YAML files; ``MAP=SIDE`` brings them to that side.
 
     Example:
         >>> import torch
@@ -58,6 +63,8 @@ class ReadingOptions:
     key: str | None = None
     strip_prefix: str | None = None
     intermediates: Mapping[str, Intermediate] = field(default_factory=dict)
+    components: Sequence[str] | None = None
+    names: Names | None = None
 
 
 @brief

@@ -6,7 +6,7 @@ A plan is built from headers, holds no tensors and needs no torch; it can be pri
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -163,11 +163,24 @@ class Job:
 
 @dataclass(frozen=True)
 class Shard:
-    """An output file: its name, its header without digests, and its size in bytes."""
+    """An output file.
+
+    Attributes:
+        name: its path relative to the output folder.
+        header: its header, without digests.
+        size: its size in bytes.
+        prefix: start of the names of its tensors that is left out in the file.
+    """
 
     name: str
     header: bytes
     size: int
+    prefix: str = ""
+
+    @property
+    def folder(self) -> str:
+        """The folder that it is in, relative to the output folder."""
+        return self.name.rpartition("/")[0]
 
 
 @dataclass(frozen=True)
@@ -213,6 +226,14 @@ class Plan:
     stamps: Mapping[Path, tuple[int, int]] = field(default_factory=dict)
     hashes: bool = True
     vocabulary: MovedVocabulary | None = None
+
+    @cached_property
+    def shard_groups(self) -> Mapping[str, Sequence[Shard]]:
+        """Folder, relative to the output folder -> its shards, which an index lists if there are several."""
+        groups: dict[str, list[Shard]] = {}
+        for shard in self.shards:
+            groups.setdefault(shard.folder, []).append(shard)
+        return groups
 
     @cached_property
     def by_name(self) -> Mapping[str, Job]:

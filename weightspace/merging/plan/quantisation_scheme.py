@@ -43,7 +43,7 @@ def output_quantisation(
 def _scheme(member: Member) -> str | None:
     """Return the scheme of a model's quantised matrices, or None if it isn't one that is written."""
     contents = member.contents
-    if member.adapter is not None or not contents.quantised:
+    if member.adapter is not None or not contents.quantised or contents.assembled:
         return None
     found = {_tensor_scheme(tensor) for tensor in contents.quantised.values()}
     scheme = found.pop() if len(found) == 1 else None

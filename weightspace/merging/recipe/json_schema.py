@@ -75,6 +75,8 @@ def _top() -> Schema:
         "dtype": _described(dtype, "Dtype of the output."),
         "out_dtype": _described(dtype, "Dtype of the output; overrides dtype."),
         "quantise": _described(_nullable(_quantise()), "Write matrices as FP8 numbers with scales."),
+        "components": _described(_nullable(_names()), "Components of folders to merge, such as unet. [all]"),
+        "names": _described(_nullable(_maps()), "Name maps that bring the models to the names of the base."),
         "tokenizer_source": _described(_nullable(_ref("reference")), "base, union, or a model."),
         "tokenizer": _nullable(_tokenizer()),
         "chat_template": _described(_type("string", "null"), f"{_TEMPLATES}."),
@@ -86,6 +88,17 @@ def _quantise() -> Schema:
     scheme = {"enum": list(SCHEMES), "description": "The scheme, by the unit that has a scale."}
     ignore = {"type": "array", "items": {"type": "string"}, "description": "Parts of names that are not quantised."}
     return {"anyOf": [scheme, {**_mapping({"scheme": scheme, "ignore": ignore}), "required": ["scheme"]}]}
+
+
+def _names() -> Schema:
+    """Return the schema of a name or a list of names."""
+    return {"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}]}
+
+
+def _maps() -> Schema:
+    """Return the schema of name maps: names, files, or contents."""
+    one = {"type": ["string", "object"]}
+    return {"anyOf": [one, {"type": "array", "items": one}]}
 
 
 def _known_parameters() -> Schema:

@@ -10,6 +10,7 @@ from weightspace.merging.methods import METHODS, Method
 from weightspace.merging.recipe.document import Document, join, kind
 from weightspace.merging.recipe.merge_roles import find_method
 from weightspace.merging.recipe.model_reference import model_reference
+from weightspace.merging.recipe.names import components_key, names_key, with_written_maps
 from weightspace.merging.recipe.parameters import (
     PARAMETERS,
     gives_base,
@@ -27,7 +28,7 @@ from weightspace.suggestions import unknown
 #: Top-level keys of a document.
 _TOP = (
     *("name", "merge_method", "base_model", "models", "slices", "modules", "parameters"),
-    *("dtype", "out_dtype", "tokenizer_source", "tokenizer", "chat_template", "quantise"),
+    *("dtype", "out_dtype", "tokenizer_source", "tokenizer", "chat_template", "quantise", "components", "names"),
 )
 
 #: The keys under which a recipe lists its models; modules have only the first two.
@@ -88,10 +89,12 @@ class RecipeReader:
             dtype=self._dtype("dtype"),
             out_dtype=self._dtype("out_dtype"),
             tokenizer=tokenizer_keys(self.document, self.top),
-            content=self.top,
+            content=with_written_maps(self.top),
             name=self._name(),
             chat_template=self.document.text(self.top, "chat_template", ""),
             quantise=quantise_key(self.document, self.top),
+            components=components_key(self.document, self.top),
+            names=names_key(self.document, self.top),
         )
         self._report_bases_alone(recipe)
         self.document.tell()

@@ -122,6 +122,8 @@ class Recipe:
         name: name by which other documents refer to the result, or None.
         chat_template: ``auto``, the name of a template, a Jinja template, or None to keep that of the base.
         quantise: how matrices of the output are quantised, or None.
+        components: components of folders that are merged; empty: all.
+        names: name maps that bring the models to common names, as ``read_name_maps`` takes them.
         documents: the other documents of the file, each after those that it uses as models.
         is_document: whether the recipe was read from YAML instead of built from options.
     """
@@ -137,6 +139,8 @@ class Recipe:
     name: str | None = None
     chat_template: str | None = None
     quantise: Quantise | None = None
+    components: tuple[str, ...] = ()
+    names: tuple[str | Mapping[str, Any], ...] = ()
     documents: tuple[Recipe, ...] = ()
     is_document: bool = field(default=False, compare=False)
 
