@@ -30,6 +30,7 @@ class Mapped:
         joined: number of tensors that are made of several.
         parts: number of tensors that these are made of.
         split: number of tensors that are split into several.
+        left_out: names of tensors without a counterpart.
         example: an old and a new name, or None if nothing changes.
     """
 
@@ -38,6 +39,7 @@ class Mapped:
     joined: int
     parts: int
     split: int
+    left_out: tuple[str, ...]
     example: tuple[str, str] | None
 
     def describe(self) -> str:
@@ -45,6 +47,7 @@ class Mapped:
         counts = [f"{self.renamed:,} renamed"] if self.renamed else []
         counts += [f"{self.parts:,} joined into {self.joined:,}"] if self.joined else []
         counts += [f"{self.split:,} split"] if self.split else []
+        counts += [f"{len(self.left_out):,} left out, such as {self.left_out[0]}"] if self.left_out else []
         old, new = self.example or ("", "")
         return f"{', '.join(counts)} (such as {old} to {new})" if counts else "nothing changes"
 
@@ -54,8 +57,9 @@ def side_of(contents: CheckpointMetadata, name_map: NameMap) -> int | None:
     scores = []
     for side in (0, 1):
         patterns = [pattern for rule in name_map.rules for pattern in rule.sides[side]]
-        hits = [max((one.literal for one in patterns if one.match(name)), default=-1) for name in contents.tensors]
-        scores.append((sum(hit >= 0 for hit in hits), sum(hit for hit in hits if hit > 0)))
+        matching = ((one.literal for one in patterns if one.match(name) is not None) for name in contents.tensors)
+        found = [literal for each in matching if (literal := max(each, default=-1)) >= 0]
+        scores.append((len(found), sum(found)))
     return None if scores[0] == scores[1] else scores.index(max(scores))
 
 
@@ -74,8 +78,9 @@ def mapped(contents: CheckpointMetadata, name_map: NameMap, side: int) -> Mapped
     config = _config(contents)
     found = _Conversion(contents, name_map, side, config).made()
     back = _Conversion(found.contents, name_map, 1 - side, config, is_check=True).made().contents
+    gone = set(found.left_out)
     for name, info in contents.tensors.items():
-        if back.tensors.get(name) != info and not _widened(back.tensors.get(name), info):
+        if name not in gone and back.tensors.get(name) != info and not _widened(back.tensors.get(name), info):
             raise CheckpointError(
                 f"{contents.path}: the map {name_map.title} is not one-to-one here: by its other direction, "
                 f"{name!r} {'comes back otherwise' if name in back.tensors else 'does not come back'}. "
@@ -109,6 +114,7 @@ class _Conversion:
         self.joined: dict[str, dict[tuple[int, int], str]] = {}
         self.rules: dict[str, Rule] = {}
         self.split = 0
+        self.left_out: list[str] = []
 
     def made(self) -> Mapped:
         """Return the checkpoint under its new names."""
@@ -123,6 +129,9 @@ class _Conversion:
             if len(hits) > 1:
                 listed = " and ".join(repr(rule.sides[1 - self.side][part].text) for rule, part, _ in hits[:2])
                 raise self._error(f"matches {name!r} twice, by {listed}")
+            if not hits and any(pattern.match(name) is not None for pattern in self.map.left_out[1 - self.side]):
+                self.left_out.append(name)
+                continue
             if not hits:
                 unmatched.append(name)
                 self._keep(name, name)
@@ -157,7 +166,9 @@ class _Conversion:
         changed = [(old, new) for old, new in self.names.items() if old != new]
         pairs = [*changed, *((one.sources[0], name) for name, one in self.assembled.items())]
         parts = sum(len(own) for own in self.joined.values())
-        return Mapped(new, len(changed), len(self.joined), parts, self.split, next(iter(pairs), None))
+        return Mapped(
+            new, len(changed), len(self.joined), parts, self.split, tuple(self.left_out), next(iter(pairs), None)
+        )
 
     def _convert(self, name: str, rule: Rule, part: int, values: Mapping[str, str]) -> None:
         """Convert a tensor that a pattern of a rule matches."""
@@ -211,9 +222,8 @@ class _Conversion:
             for part, pattern in enumerate(sides):
                 if (index, part) not in parts:
                     known = next(iter(parts.values()))
-                    missing = (
-                        pattern.text if rule.each is None else pattern.text.replace(f"{{{rule.each}}}", str(index))
-                    )
+                    counted = "" if rule.each is None else f"{{{rule.each}}}"
+                    missing = pattern.text.replace(counted, str(index)) if counted else pattern.text
                     raise self._error(f"needs {missing!r} beside {known!r}, which this model lacks")
         listed = [[parts[index, part] for part in range(len(sides))] for index in range(number)]
         infos = [[self.contents.tensors[own] for own in row] for row in listed]

@@ -14,7 +14,7 @@ from weightspace.errors import WeightspaceError
 from weightspace.suggestions import unknown
 
 #: Keys of a map, and of a rule besides the two sides.
-_KEYS = ("about", "sides", "to", "complete", "tables", "rules")
+_KEYS = ("about", "sides", "to", "complete", "left_out", "tables", "rules")
 _OPTIONS = ("dim", "sizes", "groups", "each", "transpose", "ones")
 
 #: Groups of one element per part: the parts are interleaved.
@@ -68,6 +68,7 @@ class NameMap:
         sides: the names of its two sides.
         rules: what corresponds to what.
         to: the side that all models are brought to; None: that of the base, or else of the first model.
+        left_out: for each side, patterns of tensors that have no counterpart on the other and are left out.
         complete: whether every tensor must be matched; otherwise the others keep their names.
         content: the map as data.
     """
@@ -76,6 +77,7 @@ class NameMap:
     sides: tuple[str, str]
     rules: tuple[Rule, ...]
     to: int | None
+    left_out: tuple[tuple[Pattern, ...], tuple[Pattern, ...]]
     complete: bool
     content: Mapping[str, Any]
 
@@ -113,7 +115,16 @@ def parse_name_map(content: Any, title: str) -> NameMap:
     to = top.get("to")
     if to is not None and to not in sides:
         raise unknown(f"side of the map {title}:", str(to), sides)
-    return NameMap(title, (sides[0], sides[1]), parsed, None if to is None else sides.index(to), complete, dict(top))
+    left = _mapping(top.get("left_out") or {}, f"{title}: left_out")
+    _check_keys(left, sides, f"{title}: left_out")
+    gone = [
+        tuple(_pattern(text, {}, None, title) for text in _texts(left[side], f"{title}: left_out.{side}"))
+        if side in left
+        else ()
+        for side in sides
+    ]
+    side = None if to is None else sides.index(to)
+    return NameMap(title, (sides[0], sides[1]), parsed, side, (gone[0], gone[1]), complete, dict(top))
 
 
 def _rule(content: Any, sides: Sequence[str], tables: Mapping[str, Mapping[str, str]], where: str) -> Rule:
