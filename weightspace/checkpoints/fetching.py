@@ -12,6 +12,7 @@ from pathlib import Path
 
 from weightspace.checkpoints.atomic_write import one_line_errors, sync_folder
 from weightspace.checkpoints.companion_files import is_companion, is_in_companion_folder, may_hold_companions
+from weightspace.checkpoints.components import PIPELINE
 from weightspace.checkpoints.file_format import SAFETENSORS_SUFFIX, TORCH_SUFFIXES
 from weightspace.checkpoints.hashing import sha256_of
 from weightspace.checkpoints.hf_folder import ENTRANCES, read_index
@@ -136,6 +137,10 @@ def _wanted(url: str, listing: dict[str, RemoteFile], is_folder: bool, weights: 
             kept = {name: file for name, file in listing.items() if name.endswith(suffix) and "/" not in name}
             found |= {entrance: listing[entrance]} | (kept if entrance.endswith(".json") else {})
         elif weights and "adapter_config.json" not in listing:
+            if PIPELINE in listing:
+                raise CheckpointError(
+                    f"{url} is a diffusers pipeline, which is not read from a URL. Download it first."
+                )
             others = sorted(name for name in listing if name.lower().endswith(endings))
             hint = f" It holds {', '.join(others[:3])}: name the file itself." if others else ""
             raise CheckpointError(f"{url} holds no checkpoint: expected one of {', '.join(ENTRANCES)}.{hint}")
