@@ -214,6 +214,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         own_map(tables={"t": {"u": "w", "v": "w"}}, rules=[{"a": "{t}", "b": "{t}"}]),
         "'u' and 'v' both become 'w'",
     ),
+    "many stars": (own_map(rules=[{"a": "{x*}.{y*}.{z*}", "b": "{z*}.{y*}.{x*}"}]), "more than 2 fields"),
     "stray brace": (own_map(rules=[{"a": "x.{i", "b": "y"}]), "stray brace"),
     "idle option": (own_map(rules=[{"a": "x", "b": "y", "dim": 1}]), "dim has no effect"),
     "sizes": (own_map(rules=[{"a": "x", "b": ["u", "v"], "sizes": [1]}]), "a number or a key"),
@@ -274,6 +275,12 @@ UNFIT: dict[str, tuple[dict[str, Any], StateDict, str]] = {
         own_map(rules=[{"a": "{m}.f", "b": ["{m}.p", "{m}.q"]}]),
         {"x.f": torch.ones(4, 2), "y.p": torch.ones(2, 2), "y.q": torch.ones(2, 2)},
         "not one-to-one here: by its other direction, 'y.p' does not come back",
+    ),
+    "complex": (own_map(rules=[{"a": "f", "b": ["p", "q"]}]), {"f": torch.ones(2, dtype=torch.complex64)}, "complex"),
+    "endless stack": (
+        own_map(rules=[{"a": "f", "b": "e.{n}.w", "each": "n"}]),
+        {"f": torch.ones(10**8, 2, 0)},
+        "expected at most 16,384 tensors",
     ),
     "integers and floats": (
         own_map(rules=[{"b": "f", "a": ["p", "q"]}]),

@@ -12,7 +12,7 @@ from torch import Tensor
 from weightspace.checkpoints.metadata import AssembledTensor, Piece
 
 #: Elements of a block of a transposed or interleaved tensor, which is kept for the next range.
-BLOCK = 2**21
+BLOCK = 2**20
 
 #: A part is read at once, with what lies between its elements, if that is at most so many times as much.
 SPARSE = 4
@@ -34,7 +34,7 @@ class AssembledReader:
         self.shape, self.dtype = shape, dtype
         self._pieces, self._readers = assembled.pieces, readers
         self._numel = math.prod(shape)
-        self._is_scattered = any(not _is_contiguous(piece) for piece in assembled.pieces)
+        self._is_scattered = assembled.is_scattered
         self._kept: tuple[int, Tensor] = (0, torch.empty(0, dtype=dtype))
 
     def read(self, start: int, stop: int) -> Tensor:
@@ -120,17 +120,6 @@ def _fill(target: Tensor, reader: Any, offset: int, strides: Sequence[int]) -> N
     dim = max(range(len(strides)), key=lambda one: strides[one] if lengths[one] else -1)
     for index in range(target.shape[dim]):
         _fill(target.select(dim, index), reader, offset + index * strides[dim], [*strides[:dim], *strides[dim + 1 :]])
-
-
-def _is_contiguous(piece: Piece) -> bool:
-    """Return whether the elements of a piece have the same order in both tensors, in long runs."""
-    order = sorted(range(len(piece.shape)), key=lambda dim: piece.strides[dim])
-    runs = 1
-    for dim in order:
-        if piece.shape[dim] > 1 and (piece.source_strides[dim] != runs or piece.strides[dim] != runs):
-            break
-        runs *= piece.shape[dim]
-    return runs >= min(math.prod(piece.shape), 2**10)
 
 
 def _dot(index: Sequence[int], strides: Sequence[int]) -> int:

@@ -15,7 +15,7 @@ from typing import Any
 
 from weightspace.checkpoints.atomic_write import one_line_errors
 from weightspace.checkpoints.file_format import file_format
-from weightspace.checkpoints.hf_folder import Weights, find_weights
+from weightspace.checkpoints.hf_folder import PROVENANCE, Weights, find_weights, index_metadata
 from weightspace.checkpoints.json_file import read_json, read_json_object
 from weightspace.errors import CheckpointError
 from weightspace.suggestions import unknown
@@ -54,7 +54,8 @@ def find_components(folder: Path, names: Collection[str] = ()) -> tuple[Componen
 
     Args:
         folder: a model's folder.
-        names: the components to return; by default all. The tensors of a single one keep the names in its files.
+        names: the components to return; by default all. The tensors of a single one keep the names in its files. A
+            folder that is a single component is returned whatever the names.
 
     Raises:
         CheckpointError: there are no weights, an index is damaged, or weights are missing or in an unknown format.
@@ -62,11 +63,6 @@ def find_components(folder: Path, names: Collection[str] = ()) -> tuple[Componen
     """
     listed = listed_folders(folder)
     if not listed:
-        if names:
-            raise CheckpointError(
-                f"{folder} has no components: expected the {PIPELINE} of a diffusers pipeline or the {MODULES} of a "
-                "sentence-transformers model."
-            )
         return (Component("", "", "", find_weights(folder)),)
     found = [one for one in (_component(folder, name, path) for name, path in listed.items()) if one is not None]
     if not found:
@@ -115,6 +111,18 @@ def weight_files(path: Path) -> tuple[Path, ...]:
         return tuple(file for one in find_components(path) for file in one.weights.files)
     file_format(path)
     return (path,)
+
+
+def folder_metadata(folder: Path) -> dict[str, str] | None:
+    """Return the metadata of a folder; None if it is in its only file of weights.
+
+    Raises:
+        CheckpointError: there are no weights, or a file is damaged.
+    """
+    if (folder / PROVENANCE).is_file():
+        return {key: str(value) for key, value in read_json_object(folder / PROVENANCE).items()}
+    weights = find_components(folder)[0].weights
+    return None if weights.index is None else index_metadata(weights.entrance)
 
 
 def owner_of(name: str, components: Sequence[Component]) -> Component | None:

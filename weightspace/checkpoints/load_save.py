@@ -16,11 +16,10 @@ from typing import TypeAlias
 from weightspace.arguments import checked
 from weightspace.checkpoints.atomic_write import one_line_errors, replacing_file, replacing_folder, synced_file
 from weightspace.checkpoints.companion_files import check_replaceable, copy_companions, find_companions
-from weightspace.checkpoints.components import Component, find_components, owner_of
+from weightspace.checkpoints.components import Component, find_components, folder_metadata, owner_of
 from weightspace.checkpoints.fetching import fetched_path, local_path
 from weightspace.checkpoints.file_format import SAFETENSORS_SUFFIX, TORCH_SUFFIXES, file_format
-from weightspace.checkpoints.hf_folder import PROVENANCE, WEIGHTS, index_metadata, read_weights
-from weightspace.checkpoints.json_file import read_json_object
+from weightspace.checkpoints.hf_folder import WEIGHTS, read_weights
 from weightspace.checkpoints.output_paths import check_name, check_named
 from weightspace.checkpoints.safetensors_file import read_safetensors, read_safetensors_metadata, write_safetensors
 from weightspace.checkpoints.safetensors_header import TIED
@@ -190,12 +189,9 @@ def load_metadata(path: StrPath) -> dict[str, str]:
     path = local_path(path)
     with one_line_errors(path, "read"):
         if path.is_dir():
-            if (path / PROVENANCE).is_file():
-                return {key: str(value) for key, value in read_json_object(path / PROVENANCE).items()}
-            weights = find_components(path)[0].weights
-            if weights.index is not None:
-                return index_metadata(weights.entrance)
-            path = weights.entrance
+            if (metadata := folder_metadata(path)) is not None:
+                return metadata
+            path = find_components(path)[0].weights.entrance
         return read_torch_metadata(path) if file_format(path) == "torch" else read_safetensors_metadata(path)
 
 

@@ -119,6 +119,20 @@ class Piece(NamedTuple):
     strides: tuple[int, ...]
     offset: int
 
+    @property
+    def run(self) -> int:
+        """The number of elements that follow each other in both tensors."""
+        length = 1
+        for dim in sorted(range(len(self.shape)), key=lambda dim: self.strides[dim]):
+            if self.shape[dim] > 1 and {self.source_strides[dim], self.strides[dim]} != {length}:
+                break
+            length *= self.shape[dim]
+        return length
+
+
+#: Elements of a run that is long enough to be read by itself.
+_LONG_RUN = 2**10
+
 
 @dataclass(frozen=True)
 class AssembledTensor:
@@ -136,6 +150,11 @@ class AssembledTensor:
     def sources(self) -> tuple[str, ...]:
         """The tensors that it is read from."""
         return tuple(dict.fromkeys(piece.source for piece in self.pieces))
+
+    @property
+    def is_scattered(self) -> bool:
+        """Whether neighbours in it are far apart in the other tensors: it is transposed, or its parts alternate."""
+        return any(piece.run < min(math.prod(piece.shape), _LONG_RUN) for piece in self.pieces)
 
     @property
     def nbytes(self) -> int:

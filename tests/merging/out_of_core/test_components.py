@@ -117,11 +117,14 @@ def test_one_component_of_a_pipeline_is_merged(pipelines: tuple[Path, Path], tmp
     assert ws.reproduce(tmp_path / "r").equal
 
 
-def test_a_component_merges_with_the_file_of_another_model(pipelines: tuple[Path, Path], tmp_path: Path) -> None:
+@pytest.mark.parametrize("form", ["file", "folder"])
+def test_a_component_merges_with_the_network_of_another_model(
+    form: str, pipelines: tuple[Path, Path], tmp_path: Path
+) -> None:
     a, _ = pipelines
     ws.save_checkpoint(ws.load_checkpoint(a / "unet"), tmp_path / "b.safetensors")
-    unet = ReadingOptions(components=["unet"])
-    ws.merge_files([a, tmp_path / "b.safetensors"], tmp_path / "m", reading=unet)
+    other = a / "unet" if form == "folder" else tmp_path / "b.safetensors"
+    ws.merge_files([a, other], tmp_path / "m", reading=ReadingOptions(components=["unet"]))
     merged, original = (ws.load_checkpoint(path) for path in (tmp_path / "m", a))
     assert all(torch.equal(merged[name], tensor) for name, tensor in original.items())
 
@@ -130,6 +133,8 @@ def test_components_that_cannot_be_merged_are_refused(pipelines: tuple[Path, Pat
     a, b = pipelines
     with pytest.raises(WeightspaceError, match=r"Unknown component of .* 'unett'.*Did you mean 'unet'"):
         ws.merge_files([a, b], tmp_path / "m", reading=ReadingOptions(components=["unett"]))
+    with pytest.raises(CheckpointError, match=r"--component unet .* no model is one"):
+        ws.merge_files([a / "vae", b / "vae"], tmp_path / "m", reading=ReadingOptions(components=["unet"]))
     lacking = shutil.copytree(b, tmp_path / "lacking")
     index = json.loads((lacking / "model_index.json").read_text())
     (lacking / "model_index.json").write_text(json.dumps({**index, "vae": [None, None]}))

@@ -173,6 +173,8 @@ class _Conversion:
     def _convert(self, name: str, rule: Rule, part: int, values: Mapping[str, str]) -> None:
         """Convert a tensor that a pattern of a rule matches."""
         to = rule.sides[self.side]
+        if not rule.renames and self.contents.tensors[name].dtype.startswith("C"):
+            raise self._error(f"matches {name!r}, which is complex; expected real numbers")
         if rule.renames:
             self._keep(name, to[0].name(values))
         elif rule.ones:

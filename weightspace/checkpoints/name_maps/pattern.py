@@ -16,6 +16,9 @@ from weightspace.errors import WeightspaceError
 #: A field of a pattern.
 _FIELD = re.compile(r"\{([A-Za-z_]\w*)(\*?)\}")
 
+#: Maximum number of fields of several parts: the time to match a name grows with its length to that power.
+_STARRED = 2
+
 
 @dataclass(frozen=True)
 class Pattern:
@@ -41,6 +44,8 @@ class Pattern:
             raise WeightspaceError(
                 f"{self.text!r} has a stray brace; expected fields such as {{layer}} or {{module*}}."
             )
+        if sum(star == "*" for _, star in _FIELD.findall(self.text)) > _STARRED:
+            raise WeightspaceError(f"{self.text!r} has more than {_STARRED} fields of several parts ({{module*}}).")
         if len(self.fields) != len(set(self.fields)):
             raise WeightspaceError(f"{self.text!r} has a field twice; expected distinct names.")
 

@@ -10,6 +10,9 @@ from weightspace.checkpoints.metadata import Piece
 from weightspace.checkpoints.name_maps.name_map import INTERLEAVED, Rule
 from weightspace.errors import CheckpointError
 
+#: Maximum number of stacked tensors, such as experts.
+MOST = 2**14
+
 
 class Box(NamedTuple):
     """The elements of a part, in the fused tensor and in the part itself; strides and offsets are in elements.
@@ -54,6 +57,8 @@ def cut_boxes(rule: Rule, shape: tuple[int, ...], config: Mapping[str, Any]) -> 
         CheckpointError: the shape does not fit the rule, or the configuration lacks a key.
     """
     stacked = rule.each is not None
+    if stacked and not (shape and shape[0] <= MOST):
+        raise CheckpointError(f"has the shape {shape}, expected at most {MOST:,} tensors along the first dimension")
     own = _oriented(shape[1:] if stacked else shape, rule)
     sizes, groups = _sizes(rule, config), rule.groups
     if len(own) <= rule.dim:

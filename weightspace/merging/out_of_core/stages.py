@@ -14,7 +14,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from weightspace.checkpoints.load_save import load_metadata
+from weightspace.checkpoints.components import find_components, folder_metadata
+from weightspace.checkpoints.safetensors_header import read_header
 from weightspace.errors import WeightspaceError
 from weightspace.merging.methods._unrun import UnrunMethod
 from weightspace.merging.out_of_core.graph import can_be_computed
@@ -231,7 +232,7 @@ def _with_stages(options: PlanOptions, recipe: Recipe, done: Mapping[str, Interm
     """Return the options with the results that a document may use, recording their inputs in the metadata."""
     used = {str(document.name): done[str(document.name)] for document in used_documents(recipe)}
     stored = {name: stage for name, stage in used.items() if stage.plan is None}
-    made_from = {name: _made_from(load_metadata(stage.folder)) for name, stage in stored.items()}
+    made_from = {name: _made_from(_metadata(stage.folder)) for name, stage in stored.items()}
     recorded = {**(options.output.recorded or {}), **({"stages": made_from} if made_from else {})}
     return replace(
         options,
@@ -245,6 +246,11 @@ def _made_from(metadata: Mapping[str, str]) -> list[dict[str, str]]:
     code = json.loads(metadata["parameters"]).get("code")
     inputs: list[dict[str, str]] = json.loads(metadata["inputs"])
     return [*inputs, {"name": metadata["method"], "sha256": code}] if code else inputs
+
+
+def _metadata(folder: Path) -> Mapping[str, str]:
+    found = folder_metadata(folder)
+    return read_header(find_components(folder)[0].weights.entrance).metadata if found is None else found
 
 
 def _silenced(listeners: Listeners) -> Listeners:

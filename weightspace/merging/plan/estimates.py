@@ -26,7 +26,7 @@ _DEQUANTISING = 24
 
 #: Elements of a fused or split source in memory at a time, and bytes of its copies per element: the block that is
 #: kept, and what is read of the parts together with what lies between.
-_ASSEMBLED, _ASSEMBLING = 2**21, 24
+_ASSEMBLED, _ASSEMBLING = 2**20, 24
 
 #: Bytes of temporary copies per element of a range that is quantised.
 _QUANTISING = 32
@@ -60,16 +60,17 @@ def job_memory(plan: Plan, job: Job) -> int:
 
 
 def _dequantising_memory(plan: Plan, job: Job, ref: Ref) -> int:
-    """Return the bytes of the temporary copies of a range of a quantised source."""
+    """Return the bytes of the temporary copies of a range of a quantised, fused or split source."""
     contents, whole = plan.members[ref[0]].contents, plan.method.granularity_of(job.arguments) == "whole"
     needed = 0
     for quantised in contents.quantised_parts(ref[1]):
         numel, row = math.prod(quantised.shape), math.prod(quantised.shape[1:])
         needed = max(needed, quantised.overhead + _DEQUANTISING * (numel if whole else min(numel, max(row, _BLOCK))))
-    if ref[1] in contents.assembled:
-        info = contents.tensors[ref[1]]
-        block = info.numel if whole else min(info.numel, _ASSEMBLED)
-        return needed + _ASSEMBLING * block
+    assembled = contents.assembled.get(ref[1])
+    if assembled is not None:
+        numel = contents.tensors[ref[1]].numel
+        block = _ASSEMBLED if assembled.is_scattered else CHUNK
+        needed += _ASSEMBLING * (numel if whole else min(numel, block))
     return needed
 
 

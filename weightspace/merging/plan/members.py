@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from weightspace.checkpoints.atomic_write import one_line_errors
+from weightspace.checkpoints.components import MODULES, PIPELINE
 from weightspace.checkpoints.fetching import local_path
 from weightspace.checkpoints.hub_names import hub_model
 from weightspace.checkpoints.metadata import CheckpointMetadata, read_contents
@@ -48,18 +49,7 @@ def open_members(
     """
     labels = _labels(sources)
     paths = [split_adapter(source, reading.intermediates) for source in sources]
-    folders = dict.fromkeys(path for path, _ in paths)
-    for path in folders:
-        check_no_adapter_folder(path)
-    read = {
-        path: dequantised(read_contents(path, key=reading.key, components=reading.components or ())) for path in folders
-    }
-    if reading.key and all(contents.key is None for contents in read.values()):
-        notice(f"--key {reading.key} (key=…) has no effect: it selects an entry of torch files, and no model is one.")
-    for path, contents in read.items():
-        check_is_model(contents.tensors, path)
-        for note in contents.notes:
-            notice(note)
+    read = _read_models(dict.fromkeys(path for path, _ in paths), reading, notice)
     known = [read[path] for path, _ in paths]
     maps = read_name_maps(reading.names)
     first = 0 if donor is None else sources.index(donor)
@@ -86,6 +76,32 @@ def open_members(
             _report_other_base(source, contents.path, lora, notice)
         members.append(adapted(member, lora))
     return tuple(members)
+
+
+def _read_models(
+    paths: Iterable[Path], reading: ReadingOptions, notice: Callable[[str], None]
+) -> dict[Path, CheckpointMetadata]:
+    """Return the metadata of models by path.
+
+    Raises:
+        CheckpointError: a model is missing or damaged, is an adapter, or none has the components that are asked for.
+    """
+    parts, read = tuple(reading.components or ()), {}
+    for path in paths:
+        check_no_adapter_folder(path)
+        read[path] = dequantised(read_contents(path, key=reading.key, components=parts))
+    if parts and not any(one.name for contents in read.values() for one in contents.components):
+        raise CheckpointError(
+            f"--component {parts[0]} (components) needs a folder of components, and no model is one: expected the "
+            f"{PIPELINE} of a diffusers pipeline or the {MODULES} of a sentence-transformers model."
+        )
+    if reading.key and all(contents.key is None for contents in read.values()):
+        notice(f"--key {reading.key} (key=…) has no effect: it selects an entry of torch files, and no model is one.")
+    for path, contents in read.items():
+        check_is_model(contents.tensors, path)
+        for note in contents.notes:
+            notice(note)
+    return read
 
 
 def _check_only_named(
