@@ -16,7 +16,7 @@ from weightspace.checkpoints.companion_files import (
     is_other_copy,
     is_tokenizer,
 )
-from weightspace.checkpoints.components import is_weights
+from weightspace.checkpoints.components import is_weights, listed_folders
 from weightspace.checkpoints.json_file import parse_json
 from weightspace.checkpoints.quantisation import QUANTISATION_FILES
 from weightspace.checkpoints.quantised.view import check_dequantised
@@ -198,12 +198,11 @@ def compare_folders(
         names = ", ".join(left[:_LISTED]) + (f", and {len(left) - _LISTED:,} more" if len(left) > _LISTED else "")
         notice(f"Not copied from {own.label}: {names} (weights in other formats, training states, or links).")
     configured = {f"{one.path}{_CONFIG}" for one in own.contents.components}
+    listed = set(listed_folders(donor).values())
     for name in companions.copied:
-        deciding = (
-            ("/" in name and name not in configured and not is_weights(name))
-            or is_head(name)
-            or any(fnmatch(name, pattern) for pattern in _DECIDING)
-        )
+        is_component = is_weights(name) and name.partition("/")[0] in listed  # one that is not to be merged
+        is_inside = "/" in name and name not in configured and not is_component
+        deciding = is_inside or is_head(name) or any(fnmatch(name, pattern) for pattern in _DECIDING)
         if deciding and not is_tokenizer(name):
             _compare_file(own, folders, name, notice)
     return companions
