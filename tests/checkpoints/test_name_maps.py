@@ -297,6 +297,13 @@ def test_models_that_a_map_does_not_fit_are_refused(case: str, tmp_path: Path) -
         read_as(state, content, 1, tmp_path / "m.safetensors")
 
 
+def test_maps_are_refused_for_models_whose_layout_may_be_another_one(tmp_path: Path) -> None:
+    ws.save_checkpoint({"h.0.attn.query_key_value.weight": torch.ones(24, 8)}, tmp_path / "falcon")
+    (tmp_path / "falcon/config.json").write_text(json.dumps({**CONFIG, "model_type": "falcon"}))
+    with pytest.raises(CheckpointError, match="is for models of the type gpt_neox, bloom; found 'falcon'"):
+        converted(tmp_path / "falcon", "qkv-per-head=split", tmp_path / "split")
+
+
 def test_unknown_maps_and_idle_ones_are_said(tmp_path: Path) -> None:
     ws.save_checkpoint({"w": torch.ones(2)}, tmp_path / "a.safetensors")
     files = [tmp_path / "a.safetensors"] * 2

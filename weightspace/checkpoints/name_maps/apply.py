@@ -76,6 +76,12 @@ def mapped(contents: CheckpointMetadata, name_map: NameMap, side: int) -> Mapped
             not fit, two tensors get one name, or the names would not come back by the map's other direction.
     """
     config = _config(contents)
+    kind = config.get("model_type")
+    if name_map.model_types and kind is not None and kind not in name_map.model_types:
+        raise CheckpointError(
+            f"{contents.path}: the map {name_map.title} is for models of the type {', '.join(name_map.model_types)}; "
+            f"found {str(kind)[:80]!r}, whose layout may be another one. If it is the same, write a map of your own."
+        )
     found = _Conversion(contents, name_map, side, config).made()
     back = _Conversion(found.contents, name_map, 1 - side, config, is_check=True).made().contents
     gone = set(found.left_out)

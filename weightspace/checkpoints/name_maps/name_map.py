@@ -14,7 +14,7 @@ from weightspace.errors import WeightspaceError
 from weightspace.suggestions import unknown
 
 #: Keys of a map, and of a rule besides the two sides.
-_KEYS = ("about", "sides", "to", "complete", "left_out", "tables", "rules")
+_KEYS = ("about", "sides", "to", "complete", "left_out", "model_types", "tables", "rules")
 _OPTIONS = ("dim", "sizes", "groups", "each", "transpose", "ones")
 
 #: Groups of one element per part: the parts are interleaved.
@@ -69,6 +69,7 @@ class NameMap:
         rules: what corresponds to what.
         to: the side that all models are brought to; None: that of the base, or else of the first model.
         left_out: for each side, patterns of tensors that have no counterpart on the other and are left out.
+        model_types: values of ``model_type`` in configurations that it is for; empty: any.
         complete: whether every tensor must be matched; otherwise the others keep their names.
         content: the map as data.
     """
@@ -78,6 +79,7 @@ class NameMap:
     rules: tuple[Rule, ...]
     to: int | None
     left_out: tuple[tuple[Pattern, ...], tuple[Pattern, ...]]
+    model_types: tuple[str, ...]
     complete: bool
     content: Mapping[str, Any]
 
@@ -123,8 +125,9 @@ def parse_name_map(content: Any, title: str) -> NameMap:
         else ()
         for side in sides
     ]
+    types = _texts(top["model_types"], f"{title}: model_types") if "model_types" in top else []
     side = None if to is None else sides.index(to)
-    return NameMap(title, (sides[0], sides[1]), parsed, side, (gone[0], gone[1]), complete, dict(top))
+    return NameMap(title, (sides[0], sides[1]), parsed, side, (gone[0], gone[1]), tuple(types), complete, dict(top))
 
 
 def _rule(content: Any, sides: Sequence[str], tables: Mapping[str, Mapping[str, str]], where: str) -> Rule:
