@@ -16,7 +16,8 @@ from fnmatch import fnmatch
 from pathlib import Path
 
 from weightspace.checkpoints.atomic_write import one_line_errors, synced_file
-from weightspace.checkpoints.components import MODULES, PIPELINE, Component, find_components, listed_folders
+from weightspace.checkpoints.components import Component, find_components, listed_folders
+from weightspace.checkpoints.file_format import MODULES, PIPELINE
 from weightspace.checkpoints.hf_folder import CARD, DIFFUSERS, ENTRANCES, PROVENANCE
 from weightspace.errors import CheckpointError
 

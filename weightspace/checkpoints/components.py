@@ -14,14 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from weightspace.checkpoints.atomic_write import one_line_errors
-from weightspace.checkpoints.file_format import file_format
+from weightspace.checkpoints.file_format import MODULES, PIPELINE, file_format
 from weightspace.checkpoints.hf_folder import PROVENANCE, Weights, find_weights, index_metadata
 from weightspace.checkpoints.json_file import read_json, read_json_object
 from weightspace.errors import CheckpointError
 from weightspace.suggestions import unknown
-
-#: The files that list the components: of diffusers, and of sentence-transformers.
-PIPELINE, MODULES = "model_index.json", "modules.json"
 
 #: Endings of files that hold weights.
 _ENDINGS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".msgpack", ".onnx", ".gguf", ".h5")

@@ -12,8 +12,7 @@ from pathlib import Path
 
 from weightspace.checkpoints.atomic_write import one_line_errors, sync_folder
 from weightspace.checkpoints.companion_files import is_companion, is_in_companion_folder, may_hold_companions
-from weightspace.checkpoints.components import PIPELINE
-from weightspace.checkpoints.file_format import SAFETENSORS_SUFFIX, TORCH_SUFFIXES
+from weightspace.checkpoints.file_format import PIPELINE, SAFETENSORS_SUFFIX, TORCH_SUFFIXES
 from weightspace.checkpoints.hashing import sha256_of
 from weightspace.checkpoints.hf_folder import ENTRANCES, read_index
 from weightspace.checkpoints.hub_cache import cached_folder, full_name

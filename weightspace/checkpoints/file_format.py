@@ -44,10 +44,15 @@ _FOREIGN = {
 _TORCH = (b"PK\x03\x04", b"PK\x05\x06", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
 
 
+#: The files that list a folder's components: of diffusers, and of sentence-transformers.
+PIPELINE, MODULES = "model_index.json", "modules.json"
+
+
 def is_checkpoint(path: Path) -> bool:
     """Return whether a path is that of a checkpoint: a file that begins like one, or a folder with weights."""
     if path.is_dir():
-        return any(path.glob("*.safetensors")) or any(path.glob("pytorch_model*.bin"))
+        below = ("", "*/") if any((path / name).is_file() for name in (PIPELINE, MODULES)) else ("",)
+        return any(any(path.glob(f"{one}{name}")) for one in below for name in ("*.safetensors", "*pytorch_model*.bin"))
     try:
         return path.is_file() and file_format(path) in ("safetensors", "torch")
     except CheckpointError:

@@ -16,6 +16,7 @@ import weightspace as ws
 from weightspace.checkpoints import load_metadata
 from weightspace.errors import CheckpointError, WeightspaceError
 from weightspace.merging import OutputOptions, ReadingOptions
+from weightspace.runs import average_run, find_checkpoints
 
 SENTENCES = ["a b c", "c c a", "b"]
 
@@ -127,6 +128,15 @@ def test_a_component_merges_with_the_network_of_another_model(
     ws.merge_files([a, other], tmp_path / "m", reading=ReadingOptions(components=["unet"]))
     merged, original = (ws.load_checkpoint(path) for path in (tmp_path / "m", a))
     assert all(torch.equal(merged[name], tensor) for name, tensor in original.items())
+
+
+def test_pipelines_of_a_run_are_averaged(pipelines: tuple[Path, Path], tmp_path: Path) -> None:
+    for step, path in enumerate(pipelines):
+        shutil.copytree(path, tmp_path / f"run/step_{step}")
+    average_run(find_checkpoints(tmp_path / "run"), tmp_path / "average")
+    ws.merge_files(list(pipelines), tmp_path / "merged")
+    average, merged = (ws.load_checkpoint(tmp_path / name) for name in ("average", "merged"))
+    assert all(torch.equal(average[name], tensor) for name, tensor in merged.items())
 
 
 def test_components_that_cannot_be_merged_are_refused(pipelines: tuple[Path, Path], tmp_path: Path) -> None:

@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from weightspace.checkpoints.atomic_write import one_line_errors
-from weightspace.checkpoints.components import MODULES, PIPELINE
 from weightspace.checkpoints.fetching import local_path
+from weightspace.checkpoints.file_format import MODULES, PIPELINE
 from weightspace.checkpoints.hub_names import hub_model
 from weightspace.checkpoints.metadata import CheckpointMetadata, read_contents
 from weightspace.checkpoints.name_maps.agree import under_common_names
