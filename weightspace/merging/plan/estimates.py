@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 from weightspace.arithmetic.blocks import block_size
 from weightspace.checkpoints.safetensors_header import ITEMSIZES
-from weightspace.merging.methods._registry import CHUNK
+from weightspace.merging.methods._registry import CHUNK, GATHERED
 from weightspace.merging.plan.options import ExecutionOptions
 from weightspace.merging.plan.plan import HELD, Job, Plan, Ref
 
@@ -26,6 +26,9 @@ _DEQUANTISING = 24
 
 #: Bytes of temporary copies per element of a range that is quantised.
 _QUANTISING = 32
+
+#: Bytes per number that a search gathers in float64, and copies to sort.
+_SEARCHING = 16
 
 #: Copies of a whole tensor that SVD methods hold per model: factors and workspace.
 _WHOLE_COPIES = 5
@@ -117,10 +120,16 @@ def _merge_memory(plan: Plan, job: Job, shape: tuple[int, ...], itemsize: int) -
         return 8 * (width * width * (len(job.inputs) + 4) + numel * (models + 3))
     if plan.method.granularity == "whole" and job.merges:
         return itemsize * numel * (models + 1) * _WHOLE_COPIES
+    gathered = _SEARCHING * min(numel, GATHERED) * plan.method.searches
     if _by_slices(plan, job):
         row = math.prod(shape[1:]) if len(shape) > 1 else numel
-        return itemsize * min(numel, max(row, CHUNK)) * (2 * models + plan.method.copies)
-    return itemsize * (min(numel, CHUNK) * (2 * models + _COPIES) + min(numel, block_size(models)) * (models + 1))
+        return gathered + itemsize * min(numel, max(row, CHUNK)) * (2 * models + plan.method.copies)
+    stored = 0
+    if job.merges and plan.method.stored_chunks:
+        sizes = [ITEMSIZES[info.dtype] for info in (job.info, *map(plan.info, job.refs))]
+        stored = min(numel, CHUNK * plan.method.stored_chunks) * sum(sizes)
+    chunks = min(numel, CHUNK) * (2 * models + _COPIES) + min(numel, block_size(models)) * (models + 1)
+    return gathered + stored + itemsize * chunks
 
 
 def _by_slices(plan: Plan, job: Job) -> bool:
