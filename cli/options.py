@@ -165,12 +165,12 @@ def check_inputs(*paths: str | None) -> None:
         check_available(model)
 
 
-def task(*, required: bool = True) -> Callable[[Command], Command]:
-    """Add ``--task`` and ``--data``."""
+def task(*, required: bool = True, several: bool = False) -> Callable[[Command], Command]:
+    """Add ``--task``, which may be repeated if ``several``, and ``--data``."""
 
-    def checked(context: click.Context, _: click.Parameter, value: str | None) -> str | None:
-        if value is not None:
-            check_task_name(value)
+    def checked(context: click.Context, _: click.Parameter, value: Any) -> Any:
+        for name in value if several else () if value is None else (value,):
+            check_task_name(name)
         return value
 
     def decorate(command: Command) -> Command:
@@ -178,9 +178,11 @@ def task(*, required: bool = True) -> Callable[[Command], Command]:
             "--task",
             metavar="TASK",
             required=required,
+            multiple=several,
             callback=checked,
             shell_complete=completing(TASK_NAMES),
-            help=f"Task of the networks: {', '.join(TASK_NAMES)}, or your own as file.py:object.",
+            help=f"Task of the networks: {', '.join(TASK_NAMES)}, or your own as file.py:object."
+            f"{' May be repeated.' if several else ''}",
         )
         folder = click.option(
             "--data",

@@ -27,7 +27,7 @@ def run(text: str, name: str, given: dict[str, object] | None = None) -> dict[st
         torch.manual_seed(0)
         for language, file, block in BLOCK.findall(text):
             if language == "yaml":
-                if "merge_method:" in block:
+                if "merge_method:" in block and "{search:" not in block:
                     parse_recipe(block, name)
                 if file:
                     Path(file).write_text(block)
