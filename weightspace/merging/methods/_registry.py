@@ -127,6 +127,7 @@ class Method:
         evidence: the data statistics required of every model (``gram``, ``fisher``), or "".
         cost: nanoseconds of one core per element and source, including reading, for estimates.
         copies: float32 copies of a slice held at a time, in addition to two per model, for estimates.
+        whole_copies: float32 copies of a whole tensor held per model, base included, for estimates.
         stored_chunks: chunks of every model that are held at a time as they are stored, for estimates.
         searches: quantiles of the whole tensor that are found together, for estimates.
     """
@@ -151,6 +152,7 @@ class Method:
     evidence: str = ""
     cost: float = 0.7
     copies: int = 6
+    whole_copies: int = 5
     stored_chunks: int = 0
     searches: int = 0
 

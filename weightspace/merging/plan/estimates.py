@@ -30,9 +30,6 @@ _QUANTISING = 32
 #: Bytes per number that a search gathers in float64, and copies to sort.
 _SEARCHING = 16
 
-#: Copies of a whole tensor that SVD methods hold per model: factors and workspace.
-_WHOLE_COPIES = 5
-
 #: Kinds computed in float64 from whole weights under weight norm or spectral norm; copies of a chunk that they hold,
 #: and copies of a matrix whose singular vectors are computed.
 _DERIVED, _DERIVED_COPIES, _MATRIX_COPIES = ("direction", "magnitude", "vector"), 8, 3
@@ -119,7 +116,7 @@ def _merge_memory(plan: Plan, job: Job, shape: tuple[int, ...], itemsize: int) -
         width = numel // max(1, shape[0])
         return 8 * (width * width * (len(job.inputs) + 4) + numel * (models + 3))
     if plan.method.granularity == "whole" and job.merges:
-        return itemsize * numel * (models + 1) * _WHOLE_COPIES
+        return itemsize * numel * (models + 1) * plan.method.whole_copies
     gathered = _SEARCHING * min(numel, GATHERED) * plan.method.searches
     if _by_slices(plan, job):
         row = math.prod(shape[1:]) if len(shape) > 1 else numel
