@@ -105,7 +105,7 @@ def with_quantisation(
 
 def _report_plain(jobs: Sequence[Job], members: Sequence[Member], note: Callable[[str], None]) -> None:
     """Report that the output of a merge of quantised models is not quantised, and its dtypes."""
-    if any(member.contents.quantised for member in members):
+    if any(member.contents.is_quantised() for member in members):
         dtypes = dict.fromkeys(job.info.dtype for job in jobs if job.info.is_inexact)
         note(f"The output is not quantised: its weights are plain {' and '.join(dtypes)}.")
 
@@ -175,7 +175,7 @@ def _chosen(jobs: Sequence[Job], tied: Collection[str], members: Sequence[Member
         if job.name.endswith(".weight") and job.name not in tied and _is_linear(job.name)
         if not any(part in job.name for part in quantise.ignore)
     ]
-    if any(member.contents.quantised for member in members):
+    if any(member.contents.is_quantised() for member in members):
         return [job for job in possible if any(_is_quantised(members[index], name) for index, name in job.models)]
     return possible
 
@@ -185,7 +185,7 @@ def _is_quantised(member: Member, name: str) -> bool:
     if member.plan is not None:
         made = member.plan.made(member.contents.renamed.get(name, name))
         return any(_is_quantised(member.plan.members[index], below) for index, below in made.models)
-    return name in member.contents.quantised
+    return member.contents.is_quantised(name)
 
 
 def _is_linear(name: str) -> bool:
