@@ -115,7 +115,7 @@ def write_gguf(
     writer.add_layer_norm_rms_eps(1e-6)
     writer.add_rope_freq_base(10000.0)
     writer.add_vocab_size(VOCABULARY)
-    writer.add_file_type(gguf.LlamaFileType.ALL_F32)
+    writer.add_file_type(gguf.LlamaFileType["ALL_F32" if kind == "F32" else f"MOSTLY_{kind}"])
     writer.add_tokenizer_model("llama")
     tokens = ["<unk>", "<s>", "</s>", *(f"▁{number}" for number in range(VOCABULARY - 3))]
     writer.add_token_list(tokens)

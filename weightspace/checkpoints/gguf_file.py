@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from weightspace.checkpoints.gguf.header import read_header
+from weightspace.checkpoints.gguf.header import Field, encode_header, read_header
 from weightspace.checkpoints.gguf.tensors import LocatedTensor, read_tensors
 from weightspace.checkpoints.open_files import OpenFile
 from weightspace.checkpoints.state_dict import StateDict
@@ -58,3 +59,14 @@ def read_gguf_metadata(path: Path) -> dict[str, str]:
     """
     fields = {key.removeprefix(PREFIX): field.value() for key, field in read_header(path).fields.items()}
     return {key: str(value) for key, value in fields.items() if not isinstance(value, list)}
+
+
+def with_metadata(path: Path, metadata: Mapping[str, str]) -> tuple[int, bytes]:
+    """Return the length of a file's header, and the header with other metadata of this library.
+
+    Raises:
+        CheckpointError: the file is damaged.
+    """
+    header = read_header(path)
+    fields = {**header.fields, **{f"{PREFIX}{key}": Field.string(value) for key, value in metadata.items()}}
+    return header.data_start, encode_header(fields, header.entries)

@@ -310,8 +310,8 @@ def _check_places(path: Path, header: Header, size: int) -> None:
         last = header.data_start + entry.start + entry.nbytes
         if last > size:
             raise CheckpointError(
-                f"{path}: tensor {name!r} ends at byte {last:,}, but the file has {size:,}. Is the file truncated? Copy "
-                "it again."
+                f"{path}: tensor {name!r} ends at byte {last:,}, but the file has {size:,}. Is the file truncated? "
+                "Copy it again."
             )
         end, before = entry.start + entry.nbytes + -entry.nbytes % alignment, repr(name)
 

@@ -21,7 +21,7 @@ from weightspace.merging.config.quantisation import described
 from weightspace.merging.config.sections import read_configuration
 from weightspace.merging.plan.options import OutputOptions
 from weightspace.merging.plan.plan import Job, Member, Scales
-from weightspace.merging.recipe.types import Quantise
+from weightspace.merging.recipe.types import GGUF_SCHEMES, Quantise
 
 #: Dtypes that are quantised, and the kinds of jobs.
 _DTYPES, _KINDS = ("F64", "F32", "BF16", "F16"), ("merge", "copy")
@@ -82,6 +82,10 @@ def with_quantisation(
     if out.suffix.lower() in TORCH_SUFFIXES:
         raise WeightspaceError(
             f"{out}: quantised weights are written as safetensors; expected a folder or a .safetensors file."
+        )
+    if quantise.scheme in GGUF_SCHEMES:
+        raise WeightspaceError(
+            f"{out}: {quantise.scheme} is written in GGUF files; expected an output named FILE.gguf."
         )
     chosen = _chosen(jobs, {*tied, *tied.values()}, members, quantise)
     fitting = {job.name for job in chosen if quantise.scheme != "fp8-block" or _has_blocks(job)}
