@@ -39,8 +39,8 @@ _SIGINT = 130
 @commands.command("merge")
 @click.argument("sources", nargs=-1, metavar="RECIPE.yml | CHECKPOINT…")
 @options.output(
-    "Output: OUT.safetensors is one file, OUT.pt a torch file (a flat state dict), anything else a Hugging "
-    "Face folder.",
+    "Output: OUT.safetensors is one file, OUT.pt a torch file (a flat state dict), OUT.gguf a GGUF file with the "
+    "tokenizer of an input, anything else a Hugging Face folder.",
     required=False,
     kind=None,
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import pickle
 from pathlib import Path
 from typing import Any
@@ -210,3 +211,38 @@ def test_a_token_with_two_ids_is_refused_and_other_fields_are_reported(tmp_path:
     other.write_bytes(content.replace("▁7".encode(), "▁x".encode(), 1).replace("▁8".encode(), "▁7".encode(), 1))
     with pytest.raises(WeightspaceError, match=r"'▁7' has id 10 in a\.gguf and 11 in b\.gguf \(1 tokens"):
         ws.merge_files([path, other], tmp_path / "out.gguf")
+
+
+def test_tokens_and_hyperparameters_of_a_folder_are_compared(tmp_path: Path) -> None:
+    path, other = pair(tmp_path, "llama")
+    vocabulary = {"<unk>": 0, "▁0": 3, "▁1": 4}
+    (other / "tokenizer.json").write_text(json.dumps({"model": {"type": "BPE", "vocab": vocabulary, "merges": []}}))
+    config = json.loads((other / "config.json").read_text())
+    lines: list[str] = []
+    ws.merge_files([path, other], tmp_path / "out.gguf", warn=lines.append)
+    assert not any("rope_theta" in line or "num_" in line for line in lines)
+    config["rope_parameters"]["rope_theta"] = 500000.0
+    (other / "config.json").write_text(json.dumps({**config, "num_key_value_heads": 1}))
+    ws.merge_files([path, other], tmp_path / "out.gguf", warn=lines.append)
+    assert "llama.rope.freq_base is 10000 in a.gguf, and rope_theta is 500000 in hf1." in lines
+    assert "llama.attention.head_count_kv is 2 in a.gguf, and num_key_value_heads is 1 in hf1." in lines
+    vocabulary["▁1"] = 5
+    (other / "tokenizer.json").write_text(json.dumps({"model": {"type": "BPE", "vocab": vocabulary, "merges": []}}))
+    with pytest.raises(WeightspaceError, match=r"'▁1' has id 4 in a\.gguf and 5 in hf1"):
+        ws.merge_files([path, other], tmp_path / "out.gguf")
+
+
+def test_an_adapter_is_added_to_a_file(tmp_path: Path) -> None:
+    path, _ = pair(tmp_path, "llama", "Q8_0")
+    adapter = tmp_path / "lora"
+    adapter.mkdir()
+    name = "model.layers.0.self_attn.q_proj"
+    a, b = torch.randn(2, 64), torch.randn(64, 2)
+    factors = {f"base_model.model.{name}.lora_A.weight": a, f"base_model.model.{name}.lora_B.weight": b}
+    ws.save_checkpoint(factors, adapter / "adapter_model.safetensors")
+    settings = {"peft_type": "LORA", "r": 2, "lora_alpha": 2, "target_modules": ["q_proj"], "layers_to_transform": [0]}
+    (adapter / "adapter_config.json").write_text(json.dumps(settings))
+    ws.merge_files([f"{path}+{adapter}"], tmp_path / "out.gguf", method="passthrough", dtype="float32")
+    before, after = (ws.load_checkpoint(file) for file in (path, tmp_path / "out.gguf"))
+    assert torch.allclose(after[f"{name}.weight"], before[f"{name}.weight"] + b @ a, atol=1e-5)
+    assert torch.equal(after["lm_head.weight"], before["lm_head.weight"])

@@ -2,24 +2,35 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from weightspace.checkpoints.file_format import file_format
 from weightspace.checkpoints.gguf.header import Header, read_header
+from weightspace.checkpoints.quantised.settings import read_config
 from weightspace.checkpoints.vocabulary import read_vocabulary
 from weightspace.errors import WeightspaceError
 from weightspace.merging.plan.plan import Member
+
+#: Field of a family -> key of a configuration, for the hyperparameters that tensors' shapes don't show.
+_KEYS = {
+    "attention.head_count": "num_attention_heads",
+    "attention.head_count_kv": "num_key_value_heads",
+    "attention.layer_norm_rms_epsilon": "rms_norm_eps",
+    "rope.freq_base": "rope_theta",
+}
 
 #: Field of the tokens, in the order of their ids.
 _TOKENS = "tokenizer.ggml.tokens"
 
 
 def check_gguf_models(members: Sequence[Member], notice: Callable[[str], None]) -> None:
-    """Check that no token has different ids in a GGUF file and another model, and report fields that differ.
+    """Check that no token has different ids in a GGUF file and another model, and report hyperparameters that differ.
 
     Args:
         members: the models.
-        notice: called with a line on each hyperparameter that differs between GGUF files.
+        notice: called with a line on each hyperparameter that differs.
 
     Raises:
         CheckpointError: a tokenizer is damaged.
@@ -35,8 +46,11 @@ def check_gguf_models(members: Sequence[Member], notice: Callable[[str], None]) 
         for line in _differences(label, header, other, theirs):
             notice(line)
     for member in members:
-        if member.contents.path.is_dir() and member.plan is None:
-            _check(label, known, member.title, read_vocabulary(member.contents.path).rows)
+        folder = member.contents.path
+        if folder.is_dir() and member.plan is None:
+            _check(label, known, member.title, read_vocabulary(folder).rows)
+            for line in _config_differences(label, header, member.title, read_config(folder)):
+                notice(line)
 
 
 def _header(member: Member) -> Header | None:
@@ -72,4 +86,19 @@ def _differences(label: str, header: Header, other: str, theirs: Header) -> list
         f"{key} is {str(own)[:80]} in {label} and {str(value)[:80]} in {other}."
         for key, (own, value) in pairs.items()
         if own != value
+    ]
+
+
+def _config_differences(label: str, header: Header, other: str, config: Mapping[str, Any]) -> list[str]:
+    """Return lines on the hyperparameters that differ between a file and the configuration of a folder."""
+    parts = [config.get(key) for key in ("text_config", "rope_parameters")]
+    known = {**config, **{key: value for part in parts if isinstance(part, Mapping) for key, value in part.items()}}
+    family = header.value("general.architecture")
+    pairs = [(f"{family}.{key}", header.value(f"{family}.{key}"), name, known.get(name)) for key, name in _KEYS.items()]
+    return [
+        f"{key} is {own:g} in {label}, and {name} is {value:g} in {other}."
+        for key, own, name, value in pairs
+        if isinstance(own, int | float)
+        and isinstance(value, int | float)
+        and not math.isclose(own, value, rel_tol=1e-6)
     ]

@@ -93,7 +93,7 @@ SCHEMES = {
     "fp8-tensor": "matrix",
     "fp8-channel": "output channel",
     "fp8-block": "block of 128 × 128",
-    "q8_0": "block of 32 in a GGUF file",
+    "q8_0": "block of 32",
 }
 
 #: Those of GGUF files; the others are written in safetensors.
