@@ -48,7 +48,7 @@ def read_gguf(path: Path) -> tuple[StateDict, tuple[str, ...]]:
         tensor.name: tensor.reader(_Content(file, tensor)).read(0, math.prod(tensor.shape)).view(tensor.shape)
         for tensor in found.tensors
     }
-    return state, found.notes[:1] if any(tensor.name == tensor.stored for tensor in found.tensors) else ()
+    return state, () if found.is_known else found.notes
 
 
 def read_gguf_metadata(path: Path) -> dict[str, str]:
@@ -57,8 +57,8 @@ def read_gguf_metadata(path: Path) -> dict[str, str]:
     Raises:
         CheckpointError: the file is damaged.
     """
-    fields = {key.removeprefix(PREFIX): field.value() for key, field in read_header(path).fields.items()}
-    return {key: str(value) for key, value in fields.items() if not isinstance(value, list)}
+    fields = read_header(path).fields.items()
+    return {key.removeprefix(PREFIX): str(field.value()) for key, field in fields if not field.is_list}
 
 
 def with_metadata(path: Path, metadata: Mapping[str, str]) -> tuple[int, bytes]:

@@ -76,7 +76,7 @@ LIES = {
     "a gap": (whole(header([], [W, entry("v", (8,), start=64)])), "'v' leaves a gap after 'output_norm.weight'"),
     "alignment 0": (header([field("general.alignment", 4, bytes(4))], [W]), "general.alignment is 0"),
     "alignment 24": (header([field("general.alignment", 4, struct.pack("<I", 24))], [W]), "general.alignment is 24"),
-    "an alignment of text": (header([field("general.alignment", 8, text("32"))], [W]), "general.alignment is 32"),
+    "an alignment of text": (header([field("general.alignment", 8, text("32"))], [W]), "general.alignment is '32'"),
     "a part of a model": (
         whole(header([field("split.count", 2, b"\3\0"), field("split.no", 2, b"\1\0")], [W])),
         r"is part 2 of 3 of a split model",

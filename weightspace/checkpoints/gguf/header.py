@@ -28,7 +28,7 @@ _VERSIONS = (2, 3)
 
 #: Maximum bytes of a header, dimensions of a tensor, characters of a name, and elements of a tensor.
 MAX_HEADER = 100_000_000
-_MAX_DIMENSIONS, _MAX_NAME, _MAX_ELEMENTS = 4, 2_000, 2**63 - 1
+_MAX_DIMENSIONS, _MAX_NAME, _MAX_ELEMENTS = 4, 200, 2**63 - 1
 
 #: Alignment of the tensors' bytes if no field names it.
 ALIGNMENT = 32
@@ -49,9 +49,14 @@ class Field:
     kind: int
     raw: bytes
 
+    @property
+    def is_list(self) -> bool:
+        """Whether its value is a list."""
+        return self.kind == _ARRAY
+
     def value(self) -> Any:
         """Return a number, a bool, a string or a list of these; bytes that are not UTF-8 are replaced."""
-        if self.kind != _ARRAY:
+        if not self.is_list:
             return _scalar(self.kind, self.raw)
         kind, count = struct.unpack_from("<IQ", self.raw)
         if kind in _SCALARS:
@@ -196,9 +201,10 @@ class _Cursor:
 def _beginning(cursor: _Cursor) -> tuple[int, int]:
     """Return the numbers of tensors and fields."""
     path = cursor.path
-    magic, version = cursor.unpack("<4sI", "the beginning")
+    (magic,) = cursor.unpack("<4s", "the beginning")
     if magic != MAGIC:
         raise CheckpointError(f"{path} is not a GGUF file: it begins with {magic!r}, expected {MAGIC!r}.")
+    (version,) = cursor.unpack("<I", "the beginning")
     if version not in _VERSIONS:
         if version & 0xFFFF == 0 and version:
             raise CheckpointError(
@@ -254,7 +260,7 @@ def _alignment(path: Path, fields: dict[str, Field]) -> int:
     alignment = field.value()
     if field.kind != _UINT32 or not alignment or alignment & (alignment - 1):
         raise CheckpointError(
-            f"{path}: general.alignment is {str(alignment)[:80]}, expected a power of two. The header is damaged."
+            f"{path}: general.alignment is {repr(alignment)[:80]}, expected a power of two. The header is damaged."
         )
     return alignment
 

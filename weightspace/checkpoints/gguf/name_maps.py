@@ -147,11 +147,6 @@ class Names:
     names: Mapping[str, str]
     reason: str = ""
 
-    @property
-    def left_out(self) -> tuple[str, ...]:
-        """GGUF names of the tensors that have none."""
-        return tuple(COMPUTED) if self.family is not None else ()
-
 
 def names_of(header: Header) -> Names:
     """Return the names of a file's tensors; they keep theirs unless all of them are known in its family."""
@@ -188,6 +183,6 @@ def layout_of(path: Path, header: Header, family: Family | None, name: str) -> L
     if type(heads) is not int or heads < 1 or not rows or rows[0] % (2 * heads):
         raise CheckpointError(
             f"{path}: the rows of {name!r}, {header.entries[name].shape}, are stored by head, but {key} says "
-            f"{str(heads)[:80]}; expected a number that divides half of them. The header is damaged."
+            f"{repr(heads)[:80]}; expected a number that divides half of them. The header is damaged."
         )
     return Layout(heads=heads)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from weightspace.checkpoints.gguf.block_types import BY_NAME, BlockType
-from weightspace.checkpoints.gguf.header import Header, read_header
+from weightspace.checkpoints.gguf.header import read_header
 from weightspace.checkpoints.gguf.name_maps import Layout, layout_of, names_of
 
 if TYPE_CHECKING:
@@ -81,10 +81,16 @@ class LocatedTensor:
 
 @dataclass(frozen=True)
 class FileTensors:
-    """The tensors of a file in its order, and one-line notes on names, layouts and omitted tensors."""
+    """The tensors of a file.
 
-    header: Header
+    Attributes:
+        tensors: the tensors in the order of the file.
+        is_known: whether they have Hugging Face names, since the family is known.
+        notes: one-line notes on names, layouts and omitted tensors.
+    """
+
     tensors: tuple[LocatedTensor, ...]
+    is_known: bool
     notes: tuple[str, ...]
 
 
@@ -117,7 +123,7 @@ def read_tensors(path: Path) -> FileTensors:
     left = [name for name in header.entries if name not in names.names]
     if left:
         notes.append(f"{path}: left out, since the configuration determines it: {', '.join(left)}.")
-    return FileTensors(header, tensors, tuple(notes))
+    return FileTensors(tensors, names.family is not None, tuple(notes))
 
 
 def common_dtype(tensors: Iterable[LocatedTensor]) -> str:

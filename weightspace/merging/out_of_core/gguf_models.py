@@ -11,6 +11,7 @@ from weightspace.checkpoints.gguf.header import Header, read_header
 from weightspace.checkpoints.quantised.settings import read_config
 from weightspace.checkpoints.vocabulary import read_vocabulary
 from weightspace.errors import WeightspaceError
+from weightspace.escaping import one_line
 from weightspace.merging.plan.plan import Member
 
 #: Field of a family -> key of a configuration, for the hyperparameters that tensors' shapes don't show.
@@ -83,7 +84,7 @@ def _differences(label: str, header: Header, other: str, theirs: Header) -> list
     keys = [key for key in header.fields.keys() | theirs.fields.keys() if key.startswith(f"{family}.")]
     pairs = {key: (header.value(key), theirs.value(key)) for key in sorted(keys)}
     return [
-        f"{key} is {str(own)[:80]} in {label} and {str(value)[:80]} in {other}."
+        f"{one_line(key)} is {repr(own)[:80]} in {label} and {repr(value)[:80]} in {other}."
         for key, (own, value) in pairs.items()
         if own != value
     ]
