@@ -3,19 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from weightspace.checkpoints.gguf.header import Field, encode_header, read_header
 from weightspace.checkpoints.gguf.tensors import LocatedTensor, read_tensors
 from weightspace.checkpoints.open_files import OpenFile
 from weightspace.checkpoints.state_dict import StateDict
-
-#: Prefix of the fields that hold the metadata of this library.
-PREFIX = "weightspace."
 
 
 class _Content:
@@ -49,24 +44,3 @@ def read_gguf(path: Path) -> tuple[StateDict, tuple[str, ...]]:
         for tensor in found.tensors
     }
     return state, () if found.is_known else found.notes
-
-
-def read_gguf_metadata(path: Path) -> dict[str, str]:
-    """Return the fields of a file that are no lists, as strings; this library's own without their prefix.
-
-    Raises:
-        CheckpointError: the file is damaged.
-    """
-    fields = read_header(path).fields.items()
-    return {key.removeprefix(PREFIX): str(field.value()) for key, field in fields if not field.is_list}
-
-
-def with_metadata(path: Path, metadata: Mapping[str, str]) -> tuple[int, bytes]:
-    """Return the length of a file's header, and the header with other metadata of this library.
-
-    Raises:
-        CheckpointError: the file is damaged.
-    """
-    header = read_header(path)
-    fields = {**header.fields, **{f"{PREFIX}{key}": Field.string(value) for key, value in metadata.items()}}
-    return header.data_start, encode_header(fields, header.entries)

@@ -18,7 +18,8 @@ from weightspace.checkpoints.atomic_write import one_line_errors, replacing_file
 from weightspace.checkpoints.companion_files import check_replaceable, copy_companions, find_companions
 from weightspace.checkpoints.fetching import fetched_path, local_path
 from weightspace.checkpoints.file_format import SAFETENSORS_SUFFIX, TORCH_SUFFIXES, file_format
-from weightspace.checkpoints.gguf_file import read_gguf, read_gguf_metadata
+from weightspace.checkpoints.gguf.metadata import read_gguf_metadata
+from weightspace.checkpoints.gguf_file import read_gguf
 from weightspace.checkpoints.hf_folder import WEIGHTS, find_weights, index_metadata, read_folder
 from weightspace.checkpoints.output_paths import check_name, check_named
 from weightspace.checkpoints.safetensors_file import read_safetensors, read_safetensors_metadata, write_safetensors

@@ -175,10 +175,10 @@ def layout_of(path: Path, header: Header, family: Family | None, name: str) -> L
         return Layout(shift=family.shift)
     if not family.permuted or module not in ("attn_q", "attn_k"):
         return Layout()
-    architecture = header.value("general.architecture")
-    key = f"{architecture}.attention.head_count"
-    heads, own = header.value(key), header.value(f"{key}_kv")
-    heads = heads if module == "attn_q" or own is None else own
+    key = f"{header.value('general.architecture')}.attention.head_count"
+    if module == "attn_k" and f"{key}_kv" in header.fields:
+        key = f"{key}_kv"
+    heads = header.value(key)
     rows = header.entries[name].shape[:1]
     if type(heads) is not int or heads < 1 or not rows or rows[0] % (2 * heads):
         raise CheckpointError(

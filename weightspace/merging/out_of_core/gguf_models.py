@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from weightspace.checkpoints.file_format import file_format
-from weightspace.checkpoints.gguf.header import Header, read_header
+from weightspace.checkpoints.gguf.header import Header
 from weightspace.checkpoints.quantised.settings import read_config
 from weightspace.checkpoints.vocabulary import read_vocabulary
 from weightspace.errors import WeightspaceError
 from weightspace.escaping import one_line
+from weightspace.merging.plan.gguf_output import gguf_header
 from weightspace.merging.plan.plan import Member
 
 #: Field of a family -> key of a configuration, for the hyperparameters that tensors' shapes don't show.
@@ -37,7 +38,7 @@ def check_gguf_models(members: Sequence[Member], notice: Callable[[str], None]) 
         CheckpointError: a tokenizer is damaged.
         WeightspaceError: a token has different ids.
     """
-    headers = {member.title: header for member in members if (header := _header(member)) is not None}
+    headers = {member.title: header for member in members if (header := gguf_header(member)) is not None}
     if not headers:
         return
     label, header = next(iter(headers.items()))
@@ -52,13 +53,6 @@ def check_gguf_models(members: Sequence[Member], notice: Callable[[str], None]) 
             _check(label, known, member.title, read_vocabulary(folder).rows)
             for line in _config_differences(label, header, member.title, read_config(folder)):
                 notice(line)
-
-
-def _header(member: Member) -> Header | None:
-    """Return the header of a model that is a GGUF file."""
-    path = member.contents.path
-    is_file = member.plan is None and path.is_file() and file_format(path) == "gguf"
-    return read_header(path) if is_file else None
 
 
 def _tokens(header: Header) -> Mapping[str, int]:
@@ -94,12 +88,15 @@ def _config_differences(label: str, header: Header, other: str, config: Mapping[
     """Return lines on the hyperparameters that differ between a file and the configuration of a folder."""
     parts = [config.get(key) for key in ("text_config", "rope_parameters")]
     known = {**config, **{key: value for part in parts if isinstance(part, Mapping) for key, value in part.items()}}
-    family = header.value("general.architecture")
-    pairs = [(f"{family}.{key}", header.value(f"{family}.{key}"), name, known.get(name)) for key, name in _KEYS.items()]
-    return [
-        f"{key} is {own:g} in {label}, and {name} is {value:g} in {other}."
-        for key, own, name, value in pairs
-        if isinstance(own, int | float)
-        and isinstance(value, int | float)
-        and not math.isclose(own, value, rel_tol=1e-6)
-    ]
+    lines = []
+    for key, name in _KEYS.items():
+        key = f"{header.value('general.architecture')}.{key}"
+        own, value = _number(header.value(key)), _number(known.get(name))
+        if own is not None and value is not None and not math.isclose(own, value, rel_tol=1e-6):
+            lines.append(f"{one_line(key)} is {own:g} in {label}, and {name} is {value:g} in {other}.")
+    return lines
+
+
+def _number(value: Any) -> float | None:
+    """Return a value as a float, or None if it is no finite number."""
+    return float(value) if isinstance(value, int | float) and abs(value) < sys.float_info.max else None

@@ -16,7 +16,7 @@ from weightspace.cache import cache_folder
 from weightspace.checkpoints.atomic_write import one_line_errors
 from weightspace.checkpoints.fetching import fetch, missing_bytes
 from weightspace.checkpoints.file_format import TORCH_SUFFIXES
-from weightspace.checkpoints.gguf_file import with_metadata
+from weightspace.checkpoints.gguf.metadata import header_with_metadata
 from weightspace.checkpoints.hashing import Hashing
 from weightspace.checkpoints.output_paths import check_apart, check_checkpoint_output
 from weightspace.checkpoints.provenance import described
@@ -346,7 +346,7 @@ def _finish(
 def _fill_header(path: Path, metadata: Mapping[str, str], *, fsync: bool) -> None:
     """Write the digests into the space that the header reserves for them."""
     if is_gguf(path):
-        start, filled = with_metadata(path, metadata)
+        start, filled = header_with_metadata(path, metadata)
     else:
         header = read_header(path)
         start, filled = header.data_start, encode_header(header.entries, {**header.metadata, **metadata})

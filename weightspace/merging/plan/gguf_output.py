@@ -15,8 +15,8 @@ from pathlib import Path
 from weightspace.checkpoints.file_format import GGUF_SUFFIX, file_format
 from weightspace.checkpoints.gguf.block_types import BY_NAME, BlockType
 from weightspace.checkpoints.gguf.header import Entry, Field, Header, encode_header, read_header
+from weightspace.checkpoints.gguf.metadata import PREFIX, with_metadata
 from weightspace.checkpoints.gguf.name_maps import COMPUTED, Names, layout_of, names_of
-from weightspace.checkpoints.gguf_file import PREFIX
 from weightspace.checkpoints.metadata import TensorInfo
 from weightspace.errors import CheckpointError, WeightspaceError
 from weightspace.merging.plan.options import OutputOptions
@@ -68,21 +68,20 @@ def gguf_template(recipe: Recipe, members: Sequence[Member], out: Path) -> Templ
             "`chat_template` out of the recipe, or write a folder and convert it (convert_hf_to_gguf.py of llama.cpp)."
         )
     ordered = sorted(members, key=lambda member: member.source != recipe.donor)
-    found = next((member for member in ordered if _is_file(member)), None)
-    if found is None:
-        raise CheckpointError(
-            f"{out} needs fields and tokenizer of a GGUF file, but no model is one. Name one of this architecture as "
-            "base_model, or write a folder and convert it (convert_hf_to_gguf.py of llama.cpp)."
-        )
-    path = found.contents.path
-    header = read_header(path)
-    return Template(found.title, path, header, names_of(header))
+    for member in ordered:
+        if (header := gguf_header(member)) is not None:
+            return Template(member.title, member.contents.path, header, names_of(header))
+    raise CheckpointError(
+        f"{out} needs fields and tokenizer of a GGUF file, but no model is one. Name one of this architecture as "
+        "base_model, or write a folder and convert it (convert_hf_to_gguf.py of llama.cpp)."
+    )
 
 
-def _is_file(member: Member) -> bool:
-    """Return whether a member is read from a GGUF file."""
+def gguf_header(member: Member) -> Header | None:
+    """Return the header of a model that is a GGUF file, or None for other models."""
     path = member.contents.path
-    return member.plan is None and path.is_file() and file_format(path) == "gguf"
+    is_file = member.plan is None and path.is_file() and file_format(path) == "gguf"
+    return read_header(path) if is_file else None
 
 
 def packed_jobs(
@@ -234,7 +233,7 @@ def _fields(header: Header, jobs: Sequence[Job], metadata: Mapping[str, str]) ->
         fields["general.file_type"] = Field.uint32(_FILE_TYPES[largest])
     if "Q8_0" in sizes:
         fields["general.quantization_version"] = Field.uint32(_VERSION)
-    return {**fields, **{f"{PREFIX}{key}": Field.string(value) for key, value in metadata.items()}}
+    return with_metadata(fields, metadata)
 
 
 def _copied(template: Template, name: str, alignment: int) -> bytes:
