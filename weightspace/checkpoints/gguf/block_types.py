@@ -44,6 +44,8 @@ _TYPES = (
     BlockType("Q4_K", 12, 256, 144),
     BlockType("Q5_K", 13, 256, 176),
     BlockType("Q6_K", 14, 256, 210),
+    BlockType("IQ4_NL", 20, 32, 18),
+    BlockType("IQ4_XS", 23, 256, 136),
     BlockType("I8", 24, 1, 1, "I8"),
     BlockType("I16", 25, 1, 2, "I16"),
     BlockType("I32", 26, 1, 4, "I32"),
@@ -58,6 +60,6 @@ BY_NAME = {kind.name: kind for kind in _TYPES}
 
 #: Number -> name of the types that are not read.
 UNREAD = {
-    **{9: "Q8_1", 15: "Q8_K", 16: "IQ2_XXS", 17: "IQ2_XS", 18: "IQ3_XXS", 19: "IQ1_S", 20: "IQ4_NL", 21: "IQ3_S"},
-    **{22: "IQ2_S", 23: "IQ4_XS", 29: "IQ1_M", 34: "TQ1_0", 35: "TQ2_0", 39: "MXFP4", 40: "NVFP4"},
+    **{9: "Q8_1", 15: "Q8_K", 16: "IQ2_XXS", 17: "IQ2_XS", 18: "IQ3_XXS", 19: "IQ1_S", 21: "IQ3_S"},
+    **{22: "IQ2_S", 29: "IQ1_M", 34: "TQ1_0", 35: "TQ2_0", 39: "MXFP4", 40: "NVFP4"},
 }

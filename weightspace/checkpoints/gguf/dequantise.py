@@ -13,6 +13,9 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor
 
+#: Numbers of the IQ4 types by their codes.
+_UNEVEN = (-127.0, -104.0, -83.0, -65.0, -49.0, -35.0, -22.0, -10.0, 1.0, 13.0, 25.0, 38.0, 53.0, 69.0, 89.0, 113.0)
+
 
 def dequantise(blocks: Tensor, name: str) -> Tensor:
     """Return the values of quantised blocks.
@@ -85,6 +88,22 @@ def _q6_k(blocks: Tensor) -> Tensor:
     return _scaled(numbers - 32, _halves(scale) * scales.view(torch.int8))
 
 
+def _iq4_nl(blocks: Tensor) -> Tensor:
+    scale, codes = blocks.split((2, 16), dim=1)
+    return _halves(scale) * _uneven(_bits(codes, 4))
+
+
+def _iq4_xs(blocks: Tensor) -> Tensor:
+    scale, high, low, codes = blocks.split((2, 2, 4, 128), dim=1)
+    scales = _bits(low[..., None], 4) + 16 * _bits(high[..., None], 2)
+    return _scaled(_uneven(_bits(codes.unflatten(1, (8, 16)), 4)), _halves(scale) * (scales - 32))
+
+
+def _uneven(codes: Tensor) -> Tensor:
+    """Return the numbers, unevenly spaced, that codes of four bits stand for in the IQ4 types."""
+    return torch.tensor(_UNEVEN)[codes.long()]
+
+
 def _halves(pairs: Tensor) -> Tensor:
     """Return float16 numbers, each in two bytes, as float32."""
     return pairs.contiguous().view(torch.float16).float()
@@ -131,4 +150,6 @@ _DECODERS: Mapping[str, Callable[[Tensor], Tensor]] = {
     "Q4_K": _q4_k,
     "Q5_K": _q5_k,
     "Q6_K": _q6_k,
+    "IQ4_NL": _iq4_nl,
+    "IQ4_XS": _iq4_xs,
 }

@@ -289,7 +289,7 @@ def _entry(cursor: _Cursor, name: str) -> Entry:
 
 def _titles() -> list[str]:
     """Return the names of the float and quantised types that are read."""
-    return [kind.name for kind in BY_NUMBER.values() if not kind.name.startswith("I")]
+    return [kind.name for kind in BY_NUMBER.values() if not (kind.dtype or "").startswith("I")]
 
 
 def _check_split(path: Path, header: Header) -> None:
