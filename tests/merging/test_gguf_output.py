@@ -170,7 +170,7 @@ def test_outputs_that_cannot_be_right_are_refused(tmp_path: Path) -> None:
         assert len(str(caught.value).splitlines()) == 1
         assert not out.exists()
 
-    refused("no model is one. Name one of this architecture as base_model", [other, other], CheckpointError)
+    refused("no model is one. Name one of this architecture as base", [other, other], CheckpointError)
     refused("fp8-block cannot be written in a GGUF file; expected q8_0", [path, other], quantise="fp8-block")
     refused("q8_0 is written in GGUF files", [path, other], quantise="q8_0", out=tmp_path / "out.safetensors")
     refused("'model.embed_tokens.weight' would be F64", [path, other], dtype="float64")

@@ -72,8 +72,8 @@ def gguf_template(recipe: Recipe, members: Sequence[Member], out: Path) -> Templ
         if (header := gguf_header(member)) is not None:
             return Template(member.title, member.contents.path, header, names_of(header))
     raise CheckpointError(
-        f"{out} needs fields and tokenizer of a GGUF file, but no model is one. Name one of this architecture as "
-        "base_model, or write a folder and convert it (convert_hf_to_gguf.py of llama.cpp)."
+        f"{out} needs fields and tokenizer of a GGUF file, but no model is one. Name one of this architecture as base "
+        "(--base, or base_model in a recipe), or write a folder and convert it (convert_hf_to_gguf.py of llama.cpp)."
     )
 
 
