@@ -246,3 +246,12 @@ def test_an_adapter_is_added_to_a_file(tmp_path: Path) -> None:
     before, after = (ws.load_checkpoint(file) for file in (path, tmp_path / "out.gguf"))
     assert torch.allclose(after[f"{name}.weight"], before[f"{name}.weight"] + b @ a, atol=1e-5)
     assert torch.equal(after["lm_head.weight"], before["lm_head.weight"])
+
+
+def test_rows_without_whole_blocks_are_written_in_float16(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gguf_models, "INNER", 80)
+    models = pair(tmp_path, "qwen2")
+    ws.merge_files(models, tmp_path / "out.gguf", quantise="q8_0")
+    kinds = {name: kind for name, (kind, _) in tensors(tmp_path / "out.gguf").items()}
+    assert kinds["blk.0.ffn_down.weight"] == "F16"
+    assert kinds["blk.0.ffn_up.weight"] == "Q8_0"
