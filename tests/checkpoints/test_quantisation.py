@@ -193,5 +193,5 @@ def test_the_model_below_an_adapter_is_named_quantised(tmp_path: Path) -> None:
 def test_a_folder_of_gguf_files_is_named_as_such(tmp_path: Path) -> None:
     (tmp_path / "a").mkdir()
     (tmp_path / "a" / "model-Q4_K_M.gguf").write_bytes(b"GGUF")
-    with pytest.raises(CheckpointError, match=r"It holds model-Q4_K_M\.gguf, quantised or packed for llama\.cpp"):
+    with pytest.raises(CheckpointError, match=r"It holds model-Q4_K_M\.gguf: name the file itself"):
         ws.merge_files([tmp_path / "a"] * 2, tmp_path / "out")

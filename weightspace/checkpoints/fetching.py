@@ -12,7 +12,7 @@ from pathlib import Path
 
 from weightspace.checkpoints.atomic_write import one_line_errors, sync_folder
 from weightspace.checkpoints.companion_files import is_companion, is_in_companion_folder, may_hold_companions
-from weightspace.checkpoints.file_format import SAFETENSORS_SUFFIX, TORCH_SUFFIXES
+from weightspace.checkpoints.file_format import GGUF_SUFFIX, SAFETENSORS_SUFFIX, TORCH_SUFFIXES
 from weightspace.checkpoints.hashing import sha256_of
 from weightspace.checkpoints.hf_folder import ENTRANCES, read_index
 from weightspace.checkpoints.hub_cache import cached_folder, full_name
@@ -119,7 +119,7 @@ def missing_bytes(files: Sequence[Path]) -> int:
 
 def _wanted(url: str, listing: dict[str, RemoteFile], is_folder: bool, weights: bool) -> dict[str, RemoteFile]:
     """Return the files of a listing that belong to the checkpoint, possibly with additional weight files."""
-    endings = (SAFETENSORS_SUFFIX, *_TORCH_ENDINGS)
+    endings = (SAFETENSORS_SUFFIX, *_TORCH_ENDINGS, GGUF_SUFFIX)
     if not is_folder:
         if not all(name.lower().endswith(endings) for name in listing):
             hint = " Pages of huggingface.co are read as hf://ORG/MODEL." if "://huggingface.co/" in url else ""

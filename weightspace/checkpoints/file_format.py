@@ -11,19 +11,20 @@ from pathlib import Path
 from typing import Literal, TypeAlias
 
 from weightspace.checkpoints.atomic_write import one_line_errors
+from weightspace.checkpoints.gguf.header import MAGIC
 from weightspace.checkpoints.hub_names import missing_checkpoint
 from weightspace.checkpoints.safetensors_header import MAX_HEADER
 from weightspace.errors import CheckpointError
 
-Format: TypeAlias = Literal["safetensors", "torch"]
+Format: TypeAlias = Literal["safetensors", "torch", "gguf"]
 
 #: File endings of weight files that this library writes.
 SAFETENSORS_SUFFIX = ".safetensors"
 TORCH_SUFFIXES = (".pt", ".pth", ".bin")
+GGUF_SUFFIX = ".gguf"
 
 #: First bytes of other files -> description and advice.
 _FOREIGN = {
-    b"GGUF": "a GGUF file, which is quantised or packed for llama.cpp. Take the original safetensors",
     b"\x89HDF": "an HDF5 file (Keras, TensorFlow). Convert it to safetensors",
     b"version https://git-lfs": "a Git LFS pointer, not the file itself. Run: git lfs pull",
     b"<!DOCTYPE": "a web page, not the file itself. Download it again",
@@ -49,7 +50,7 @@ def is_checkpoint(path: Path) -> bool:
     if path.is_dir():
         return any(path.glob("*.safetensors")) or any(path.glob("pytorch_model*.bin"))
     try:
-        return path.is_file() and file_format(path) in ("safetensors", "torch")
+        return path.is_file() and bool(file_format(path))
     except CheckpointError:
         return False
 
@@ -74,6 +75,8 @@ def file_format(path: Path) -> Format:
     # no other format starts with a header length that fits the file.
     if start[8:9] == b"{" and int.from_bytes(start[:8], "little") <= min(size - 8, MAX_HEADER):
         return "safetensors"
+    if start.startswith(MAGIC):
+        return "gguf"
     for magic, description in _FOREIGN.items():
         if start.lstrip().lower().startswith(magic.lower()):
             raise CheckpointError(f"{path} is {description}.")
@@ -83,6 +86,8 @@ def file_format(path: Path) -> Format:
         return "safetensors"
     if path.suffix.lower() in TORCH_SUFFIXES:
         return "torch"
+    if path.suffix.lower() == GGUF_SUFFIX:
+        return "gguf"
     raise CheckpointError(
-        f"{path} is not a checkpoint: it begins neither like a safetensors file nor like a torch file."
+        f"{path} is not a checkpoint: it begins neither like a safetensors file nor like a torch or GGUF file."
     )

@@ -18,6 +18,8 @@ from weightspace.checkpoints.atomic_write import one_line_errors, replacing_file
 from weightspace.checkpoints.companion_files import check_replaceable, copy_companions, find_companions
 from weightspace.checkpoints.fetching import fetched_path, local_path
 from weightspace.checkpoints.file_format import SAFETENSORS_SUFFIX, TORCH_SUFFIXES, file_format
+from weightspace.checkpoints.gguf.metadata import read_gguf_metadata
+from weightspace.checkpoints.gguf_file import read_gguf
 from weightspace.checkpoints.hf_folder import WEIGHTS, find_weights, index_metadata, read_folder
 from weightspace.checkpoints.output_paths import check_name, check_named
 from weightspace.checkpoints.safetensors_file import read_safetensors, read_safetensors_metadata, write_safetensors
@@ -41,9 +43,10 @@ def load_checkpoint(
     Modifying a tensor in place never changes the file. Tied tensors stay tied.
 
     Args:
-        path: a safetensors file, a torch file (with any ending: ``.pt``, ``.ckpt``, ``.pth.tar``) or a Hugging Face
-            folder; or, as a string, a URL of one (``hf://org/model``), which is downloaded to ``$WEIGHTSPACE_CACHE``
-            first, or ``ORG/MODEL``, ``ORG/MODEL@REVISION`` on the Hugging Face Hub, read from its cache if present.
+        path: a safetensors file, a torch file (with any ending: ``.pt``, ``.ckpt``, ``.pth.tar``), a GGUF file (under
+            Hugging Face names; quantised tensors become float32) or a Hugging Face folder; or, as a string, a URL of
+            one (``hf://org/model``), which is downloaded to ``$WEIGHTSPACE_CACHE`` first, or ``ORG/MODEL``,
+            ``ORG/MODEL@REVISION`` on the Hugging Face Hub, read from its cache if present.
         strip_prefix: prefix to remove from names that start with it, for example ``"module."``.
         key: the entry of a torch file that holds the state dict, ``""`` for the top level; by default the top
             level, or ``state_dict``, ``model_state_dict`` or ``model``, with a ``WeightspaceWarning`` if another
@@ -85,12 +88,13 @@ def read_state(path: Path, key: str | None = None) -> tuple[StateDict, tuple[str
     notes: list[str] = []
 
     def read(file: Path) -> StateDict:
-        if file_format(file) == "safetensors":
+        form = file_format(file)
+        if form == "safetensors":
             state = read_safetensors(file)
             check_storable(state, file)
-        else:
-            state, choices = read_torch(file, key)
-            notes.extend(choices)
+            return state
+        state, choices = read_gguf(file) if form == "gguf" else read_torch(file, key)
+        notes.extend(choices)
         return state
 
     state = read_folder(path, read) if path.is_dir() else read(path)
@@ -153,7 +157,7 @@ def save_checkpoint(
 def load_metadata(path: StrPath) -> dict[str, str]:
     """Return the metadata of a checkpoint, without reading its tensors.
 
-    Safetensors files always have the key ``format`` (``pt``).
+    Safetensors files always have the key ``format`` (``pt``). The lists in a GGUF file are omitted.
 
     Raises:
         CheckpointError: the checkpoint is missing or damaged.
@@ -165,7 +169,8 @@ def load_metadata(path: StrPath) -> dict[str, str]:
             if weights.index is not None:
                 return index_metadata(weights.entrance)
             path = weights.entrance
-        return read_torch_metadata(path) if file_format(path) == "torch" else read_safetensors_metadata(path)
+        readers = {"torch": read_torch_metadata, "gguf": read_gguf_metadata, "safetensors": read_safetensors_metadata}
+        return readers[file_format(path)](path)
 
 
 def _checked_metadata(metadata: Mapping[str, str], path: Path) -> dict[str, str]:

@@ -6,7 +6,8 @@ Safetensors headers need no torch; the tensors of a torch file are listed in its
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -82,6 +83,7 @@ class QuantisedTensor:
         left_out: names of stored tensors that belong to it but don't affect its values, such as activation scales.
         dtype: safetensors name of the dtype that the network computes in, which is also that of a merged tensor.
         overhead: bytes that reading a range needs in addition to its elements as float32.
+        is_exact: whether it is not quantised, but stored in another order or with an offset.
     """
 
     format: str
@@ -92,6 +94,7 @@ class QuantisedTensor:
     left_out: tuple[str, ...] = ()
     dtype: str = "F32"
     overhead: int = 0
+    is_exact: bool = False
 
     @property
     def nbytes(self) -> int:
@@ -112,7 +115,7 @@ class CheckpointMetadata:
         key: the requested entry of a torch file that holds the tensors, if any.
         renamed: name -> name in the file, if they differ.
         notes: notes on choices made while reading, one line each.
-        quantised: name -> parts of the tensors that are dequantised on reading; their dtype in ``tensors`` is F32.
+        quantised: name -> parts of the tensors that are decoded on reading; those that are quantised become F32.
     """
 
     path: Path
@@ -124,6 +127,11 @@ class CheckpointMetadata:
     renamed: Mapping[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     quantised: Mapping[str, QuantisedTensor] = field(default_factory=dict)
+
+    def is_quantised(self, name: str | None = None) -> bool:
+        """Return whether a tensor is dequantised on reading, or any tensor is."""
+        found = self.quantised.values() if name is None else filter(None, [self.quantised.get(name)])
+        return any(not tensor.is_exact for tensor in found)
 
     def stored_bytes(self, name: str) -> int:
         """Return the bytes of a tensor in the files: those of all its parts if it is quantised."""
@@ -168,7 +176,7 @@ def read_contents(path: Path, *, key: str | None = None) -> CheckpointMetadata:
     """Read the metadata of a checkpoint.
 
     Args:
-        path: a safetensors file, a torch file, or a Hugging Face folder.
+        path: a safetensors file, a torch file, a GGUF file, or a Hugging Face folder.
         key: the entry of torch files that holds the state dict; see ``load_checkpoint``.
 
     Raises:
@@ -199,8 +207,11 @@ def _sharded(
 
 def _file_contents(path: Path, key: str | None) -> CheckpointMetadata:
     """Return the metadata of one file."""
-    if file_format(path) == "torch":
+    form = file_format(path)
+    if form == "torch":
         return _torch_contents(path, key)
+    if form == "gguf":
+        return _gguf_contents(path)
     header = read_header(path)
     tied = tied_entries(path, header)
     tensors = {name: TensorInfo(entry.dtype, entry.shape) for name, entry in header.entries.items()}
@@ -208,6 +219,42 @@ def _file_contents(path: Path, key: str | None) -> CheckpointMetadata:
     places = {name: Place(path, header.data_start + entry.start) for name, entry in header.entries.items()}
     places |= {name: places[owner] for name, owner in tied.items()}
     return CheckpointMetadata(path, (path,), tensors, tied, places)
+
+
+def _gguf_contents(path: Path) -> CheckpointMetadata:
+    """Return the metadata of a GGUF file; tensors that aren't stored plainly are decoded on reading."""
+    from weightspace.checkpoints.gguf.tensors import common_dtype, decoder, read_tensors, settings_of
+
+    found = read_tensors(path)
+    dtype = common_dtype(found.tensors)
+    tensors = {own.name: TensorInfo(own.dtype, own.shape) for own in found.tensors}
+    places = {own.name: Place(path, own.start) for own in found.tensors if own.is_plain}
+    decoded = {
+        own.name: QuantisedTensor(
+            f"GGUF {own.kind.name}",
+            own.shape,
+            {"blocks": StoredPart(own.stored, TensorInfo("U8", (own.nbytes,)), Place(path, own.start))},
+            decoder,
+            settings_of(own),
+            dtype=own.dtype if own.kind.dtype else dtype,
+            overhead=own.overhead,
+            is_exact=own.kind.dtype is not None,
+        )
+        for own in found.tensors
+        if not own.is_plain
+    }
+    renamed = {own.name: own.stored for own in found.tensors}
+    notes = (*found.notes, *dequantising_note(path, decoded.values()))
+    return CheckpointMetadata(path, (path,), tensors, {}, places, renamed=renamed, notes=notes, quantised=decoded)
+
+
+def dequantising_note(path: Path, tensors: Iterable[QuantisedTensor]) -> list[str]:
+    """Return a line on the tensors that are dequantised while a checkpoint is read, if there are any."""
+    counts = Counter(tensor.format for tensor in tensors if not tensor.is_exact)
+    if not counts:
+        return []
+    listed = "; ".join(f"{form} ({count:,} tensor{'' if count == 1 else 's'})" for form, count in counts.items())
+    return [f"{path} is dequantised while it is read, to float32: {listed}. Its rounding errors are merged."]
 
 
 def _torch_contents(path: Path, key: str | None) -> CheckpointMetadata:

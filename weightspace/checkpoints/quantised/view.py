@@ -14,6 +14,7 @@ from weightspace.checkpoints.metadata import (
     QuantisedTensor,
     StoredPart,
     TensorInfo,
+    dequantising_note,
     read_contents,
 )
 from weightspace.checkpoints.quantisation import (
@@ -184,9 +185,7 @@ def _dtype(contents: CheckpointMetadata, gone: set[str]) -> str:
 
 def _notes(contents: CheckpointMetadata, tensors: Iterable[QuantisedTensor], left: Iterable[str]) -> list[str]:
     """Return lines on what is dequantised, and on the activation scales that are left out."""
-    counts: Mapping[str, int] = Counter(tensor.format for tensor in tensors)
-    listed = "; ".join(f"{format} ({_tensors(count)})" for format, count in counts.items())
-    lines = [f"{contents.path} is dequantised while it is read, to float32: {listed}. Its rounding errors are merged."]
+    lines = dequantising_note(contents.path, tensors)
     scales = [name for name in left if is_activation_scale(name)]
     if scales:
         kinds = ", ".join(dict.fromkeys(name.rpartition(".")[2] for name in scales))

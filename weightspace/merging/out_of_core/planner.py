@@ -11,12 +11,12 @@ from typing import Any
 
 from weightspace.checkpoints.buffers import holds_whole_numbers, is_counter, is_fixed
 from weightspace.checkpoints.hashing import sha256_of
-from weightspace.checkpoints.hf_folder import WEIGHTS
 from weightspace.checkpoints.metadata import TensorInfo
 from weightspace.checkpoints.provenance import described
 from weightspace.errors import CheckpointError, WeightspaceError
 from weightspace.merging.methods import Method
 from weightspace.merging.out_of_core.chat_templates import chat_template
+from weightspace.merging.out_of_core.gguf_models import check_gguf_models
 from weightspace.merging.out_of_core.input_checks import (
     check_evidence,
     check_plain,
@@ -24,10 +24,11 @@ from weightspace.merging.out_of_core.input_checks import (
     compare_folders,
     report_unmerged_base,
 )
-from weightspace.merging.out_of_core.staging import is_file_name
+from weightspace.merging.out_of_core.staging import is_file_name, weights_file
 from weightspace.merging.out_of_core.template_tokens import template_warnings
 from weightspace.merging.out_of_core.tensor_names import Output, Outputs, check_effects, check_mostly_common, outputs
 from weightspace.merging.out_of_core.vocabularies import check_tokens
+from weightspace.merging.plan.gguf_output import gguf_template, packed_jobs
 from weightspace.merging.plan.inputs import companion_paths, stamps_of
 from weightspace.merging.plan.layout import lay_out
 from weightspace.merging.plan.members import open_members
@@ -52,9 +53,6 @@ from weightspace.merging.tokenizers.fallback_rows import with_fallbacks
 from weightspace.merging.tokenizers.job_checks import check_moved_jobs
 from weightspace.merging.tokenizers.planning import TokenizerSource, plan_vocabulary, with_moved_rows
 from weightspace.user_code import is_user_code
-
-#: Maximum bytes of a file name, which the name of a torch file may exceed with the suffix of safetensors.
-_LONGEST = 255
 
 
 @dataclass(frozen=True)
@@ -116,12 +114,16 @@ def make_plan(
     check_evidence(row, members, _models(recipe, members), jobs)
     _check_tokens(source, members, jobs, donor, note)
     quantise = None if options.intermediate else output_quantisation(recipe, members, options.output, out)
-    jobs = with_quantisation(jobs, named.tied, members, quantise, options.output, out, note)
-    tokenizer, file = None if source is None else source.folder, _weights_file(out)
+    template = None if options.intermediate else gguf_template(recipe, members, out)
+    if template is None:
+        jobs = with_quantisation(jobs, named.tied, members, quantise, options.output, out, note)
+    else:
+        jobs = packed_jobs(template, jobs, named.tied, quantise, options.output, note)
+    tokenizer, file = None if source is None else source.folder, weights_file(out)
     sliced, moved = bool(named.stackings), vocabulary is not None
     companions = compare_folders(members, donor, note, sliced=sliced, moved=moved, copied=file is None)
     metadata = _metadata(recipe, members, options)
-    placed, shards = lay_out(jobs, named.tied, metadata, file, options.output.shard_size)
+    placed, shards = lay_out(jobs, named.tied, metadata, file, options.output.shard_size, template)
     companion_files = [] if file or donor is None else companion_paths(donor, companions.copied, tokenizer)
     stamps = stamps_of(members, [*companion_files, *(() if vocabulary is None else vocabulary.files)])
     identity = _identity(metadata, stamps, options.output, out)
@@ -162,6 +164,7 @@ def _check_tokens(
     """Check that rows can be reordered by token, or, if the recipe names no tokenizer, that the models share tokens."""
     if source is None:
         check_tokens(members, donor, note)
+        check_gguf_models(members, note)
     elif source.vocabulary is not None:
         check_moved_jobs(source.vocabulary, members, jobs, note)
 
@@ -374,14 +377,6 @@ def _identity(
     """Return a string that identifies the output's bytes; inputs enter by size and modification time."""
     files = [(os.path.realpath(file), *stamp) for file, stamp in stamps.items()]
     return json.dumps([dict(metadata), files, output.hashes, out.name])
-
-
-def _weights_file(out: Path) -> str | None:
-    """Return the name of a single safetensors file, from which torch files are converted; None for a folder."""
-    if not is_file_name(out):
-        return None
-    name = f"{out.stem}.safetensors"
-    return name if len(os.fsencode(name)) <= _LONGEST else WEIGHTS
 
 
 def _donor(recipe: Recipe, members: Sequence[Member]) -> Path | None:

@@ -43,14 +43,14 @@ def quantised(
             yield start, _divided(elements if held else elements.clone(), scale), 0, scale.view(1)
         return
     start, width = 0, shape[1] // columns
-    for elements in _grouped(chunks(), rows * shape[1]):
+    for elements in grouped(chunks(), rows * shape[1]):
         blocks = elements.view(-1, rows, width, columns)
         scale = _scale(blocks.abs().amax((1, 3), keepdim=True))
         yield start, _divided(blocks, scale).flatten(), start // (rows * columns), scale.flatten()
         start += len(elements)
 
 
-def _grouped(chunks: Chunks, size: int) -> Iterator[Tensor]:
+def grouped(chunks: Chunks, size: int) -> Iterator[Tensor]:
     """Yield consecutive elements whose number is a multiple of ``size``, in memory that may be overwritten."""
     held: list[Tensor] = []
     count = 0

@@ -16,6 +16,7 @@ from weightspace.cache import cache_folder
 from weightspace.checkpoints.atomic_write import one_line_errors
 from weightspace.checkpoints.fetching import fetch, missing_bytes
 from weightspace.checkpoints.file_format import TORCH_SUFFIXES
+from weightspace.checkpoints.gguf.metadata import header_with_metadata
 from weightspace.checkpoints.hashing import Hashing
 from weightspace.checkpoints.output_paths import check_apart, check_checkpoint_output
 from weightspace.checkpoints.provenance import described
@@ -25,6 +26,7 @@ from weightspace.merging.out_of_core.output_files import finish_folder
 from weightspace.merging.out_of_core.staging import Staging, is_file_name, open_staging, staging_folder
 from weightspace.merging.out_of_core.worker_parts import make_elsewhere
 from weightspace.merging.plan.estimates import chosen_executor, estimated_seconds, job_memory, plan_memory
+from weightspace.merging.plan.gguf_output import is_gguf
 from weightspace.merging.plan.inputs import check_unchanged, read_paths
 from weightspace.merging.plan.options import ExecutionOptions
 from weightspace.merging.plan.plan import Job, Plan
@@ -137,8 +139,12 @@ def _check_finish(plan: Plan, finish: Finish | None) -> None:
     """Check that ``finish`` can replace the merged network.
 
     Raises:
-        WeightspaceError: the output is quantised.
+        WeightspaceError: the output is quantised, or a GGUF file.
     """
+    if finish is not None and any(job.packed is not None for job in plan.jobs):
+        raise WeightspaceError(
+            "The statistics of a network in a GGUF file cannot be recomputed. Leave --task out, or write safetensors."
+        )
     if finish is not None and any(job.scales is not None for job in plan.jobs):
         raise WeightspaceError(
             "The statistics of a quantised network cannot be recomputed. Merge with a dtype (--dtype) and "
@@ -175,7 +181,7 @@ def check_runnable(plan: Plan, out: Path, execution: ExecutionOptions) -> None:
         CheckpointError: ``out`` cannot be replaced, or the disk is too small.
         WeightspaceError: a tensor needs more memory than the limit.
     """
-    check_checkpoint_output(out, again=plan.companions, force=execution.force)
+    check_checkpoint_output(out, again=plan.companions, force=execution.force, gguf=True)
     with one_line_errors(out, "written"):
         places = (out, staging_folder(out))
     for place in places:
@@ -339,11 +345,14 @@ def _finish(
 
 def _fill_header(path: Path, metadata: Mapping[str, str], *, fsync: bool) -> None:
     """Write the digests into the space that the header reserves for them."""
-    header = read_header(path)
-    filled = encode_header(header.entries, {**header.metadata, **metadata})
+    if is_gguf(path):
+        start, filled = header_with_metadata(path, metadata)
+    else:
+        header = read_header(path)
+        start, filled = header.data_start, encode_header(header.entries, {**header.metadata, **metadata})
     with open(path, "r+b") as file:
-        if len(filled) != header.data_start:
-            raise CheckpointError(f"{path}: the header has {header.data_start} bytes, expected {len(filled)}.")
+        if len(filled) != start:
+            raise CheckpointError(f"{path}: the header has {start} bytes, expected {len(filled)}.")
         file.write(filled)
         file.flush()
         if fsync:

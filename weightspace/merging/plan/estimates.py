@@ -9,7 +9,7 @@ from weightspace.arithmetic.blocks import block_size
 from weightspace.checkpoints.safetensors_header import ITEMSIZES
 from weightspace.merging.methods._registry import CHUNK, GATHERED
 from weightspace.merging.plan.options import ExecutionOptions
-from weightspace.merging.plan.plan import HELD, Job, Plan, Ref
+from weightspace.merging.plan.plan import HELD, Job, Packed, Plan, Ref
 
 #: Copies of a chunk that a method holds in addition to two per model: the widened base, task vectors, masks, the
 #: result, and results that wait to be written.
@@ -51,6 +51,7 @@ def job_memory(plan: Plan, job: Job) -> int:
     """Return a conservative estimate of the bytes that a job needs."""
     own = _job_memory(plan, job) + sum(_factor_memory(plan, ref) for ref in job.refs)
     own += 0 if job.scales is None else _quantising_memory(job)
+    own += 0 if job.packed is None else _packing_memory(job, job.packed)
     own += sum(_dequantising_memory(plan, job, ref) for ref in job.refs)
     return own + sum(_computed_memory(plan, ref) for ref in job.refs)
 
@@ -73,6 +74,13 @@ def _quantising_memory(job: Job) -> int:
         held = 4 * numel if numel <= HELD else 0
         return held + _QUANTISING * min(numel, _BLOCK)
     return _QUANTISING * min(numel, job.scales.block[0] * shape[1] + _BLOCK)
+
+
+def _packing_memory(job: Job, packed: Packed) -> int:
+    """Return the bytes needed to store ranges of a tensor in the layout of GGUF: whole heads, in several copies."""
+    numel = job.info.numel
+    head = numel // packed.layout.heads if packed.layout.heads else 0
+    return _QUANTISING * min(numel, head + _BLOCK)
 
 
 def _computed_memory(plan: Plan, ref: Ref) -> int:

@@ -9,11 +9,17 @@ from dataclasses import replace
 from weightspace.checkpoints.hf_folder import WEIGHTS
 from weightspace.checkpoints.metadata import TensorInfo
 from weightspace.checkpoints.safetensors_header import TIED, Entry, encode_header, place_entries
+from weightspace.merging.plan.gguf_output import Template, lay_out_gguf
 from weightspace.merging.plan.plan import Job, Shard
 
 
 def lay_out(
-    jobs: Sequence[Job], tied: Mapping[str, str], metadata: Mapping[str, str], file: str | None, shard_size: int
+    jobs: Sequence[Job],
+    tied: Mapping[str, str],
+    metadata: Mapping[str, str],
+    file: str | None,
+    shard_size: int,
+    template: Template | None = None,
 ) -> tuple[tuple[Job, ...], tuple[Shard, ...]]:
     """Return the jobs with their shards and offsets, and the shards.
 
@@ -23,7 +29,10 @@ def lay_out(
         metadata: metadata of a single file; with several shards, the index holds it instead.
         file: name of the single output file, or None for a folder, which is sharded if necessary.
         shard_size: maximum number of tensor bytes per shard; a larger tensor gets a shard of its own.
+        template: the template if the single output file is a GGUF file, or None.
     """
+    if file is not None and template is not None:
+        return lay_out_gguf(template, jobs, metadata, file)
     groups = [list(range(len(jobs)))] if file is not None else _groups(jobs, shard_size)
     single = len(groups) == 1
     placed, shards = list(jobs), []

@@ -12,6 +12,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
+from weightspace.checkpoints.gguf.block_types import BlockType
+from weightspace.checkpoints.gguf.name_maps import Layout
 from weightspace.checkpoints.metadata import CheckpointMetadata, TensorInfo
 from weightspace.merging.methods import Method
 from weightspace.merging.plan.moved_vocabulary import MovedVocabulary
@@ -101,6 +103,23 @@ class Scales:
 
 
 @dataclass(frozen=True, slots=True)
+class Packed:
+    """The form of a tensor in a GGUF output.
+
+    Attributes:
+        name: name in the file.
+        kind: how its elements are stored.
+        layout: how it differs from Hugging Face's layout.
+        nbytes: number of its bytes.
+    """
+
+    name: str
+    kind: BlockType
+    layout: Layout
+    nbytes: int
+
+
+@dataclass(frozen=True, slots=True)
 class Job:
     """One tensor of the output.
 
@@ -121,6 +140,7 @@ class Job:
         part: which of spectral norm's tensors a vector is: ``left``, ``right`` or ``value``.
         fallback: the base's tensor with rows for tokens that a model lacks, also if the method takes no base; or None.
         scales: the scales that it is quantised with, in the same shard; None if it is not quantised.
+        packed: its form in a GGUF output, which ``info`` is computed for; None in other outputs.
     """
 
     name: str
@@ -138,10 +158,13 @@ class Job:
     layer: tuple[int, int] | None = None
     fallback: Ref | None = None
     scales: Scales | None = None
+    packed: Packed | None = None
 
     @property
     def nbytes(self) -> int:
         """Number of bytes that it writes, including scales."""
+        if self.packed is not None:
+            return self.packed.nbytes
         return self.info.nbytes + (0 if self.scales is None else self.scales.info.nbytes)
 
     @property

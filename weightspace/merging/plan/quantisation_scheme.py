@@ -11,6 +11,7 @@ from weightspace.checkpoints.metadata import QuantisedTensor
 from weightspace.checkpoints.quantised.fp8 import BLOCK
 from weightspace.checkpoints.quantised.settings import read_settings
 from weightspace.merging.config.quantisation import described
+from weightspace.merging.plan.gguf_output import is_gguf
 from weightspace.merging.plan.options import OutputOptions
 from weightspace.merging.plan.plan import Member
 from weightspace.merging.recipe.parse import Recipe
@@ -35,9 +36,16 @@ def output_quantisation(
     is_plain = options.allow_nonfinite or out.suffix.lower() in TORCH_SUFFIXES
     if is_plain or recipe.dtype is not None or recipe.out_dtype is not None:
         return None
-    schemes = {_scheme(member) for member in members}
+    scheme_of = _gguf_scheme if is_gguf(out) else _scheme
+    schemes = {scheme_of(member) for member in members}
     scheme = schemes.pop() if len(schemes) == 1 else None
     return None if scheme is None else Quantise(scheme, inherited=True)
+
+
+def _gguf_scheme(member: Member) -> str | None:
+    """Return the scheme of a GGUF file's quantised tensors, or None if it isn't the one that is written."""
+    formats = {tensor.format for tensor in member.contents.quantised.values() if not tensor.is_exact}
+    return "q8_0" if formats == {"GGUF Q8_0"} and member.adapter is None else None
 
 
 def _scheme(member: Member) -> str | None:

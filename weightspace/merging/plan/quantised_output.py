@@ -21,7 +21,7 @@ from weightspace.merging.config.quantisation import described
 from weightspace.merging.config.sections import read_configuration
 from weightspace.merging.plan.options import OutputOptions
 from weightspace.merging.plan.plan import Job, Member, Scales
-from weightspace.merging.recipe.types import Quantise
+from weightspace.merging.recipe.types import GGUF_SCHEMES, Quantise
 
 #: Dtypes that are quantised, and the kinds of jobs.
 _DTYPES, _KINDS = ("F64", "F32", "BF16", "F16"), ("merge", "copy")
@@ -83,6 +83,10 @@ def with_quantisation(
         raise WeightspaceError(
             f"{out}: quantised weights are written as safetensors; expected a folder or a .safetensors file."
         )
+    if quantise.scheme in GGUF_SCHEMES:
+        raise WeightspaceError(
+            f"{out}: {quantise.scheme} is written in GGUF files; expected an output named FILE.gguf."
+        )
     chosen = _chosen(jobs, {*tied, *tied.values()}, members, quantise)
     fitting = {job.name for job in chosen if quantise.scheme != "fp8-block" or _has_blocks(job)}
     if not fitting and quantise.inherited:
@@ -105,7 +109,7 @@ def with_quantisation(
 
 def _report_plain(jobs: Sequence[Job], members: Sequence[Member], note: Callable[[str], None]) -> None:
     """Report that the output of a merge of quantised models is not quantised, and its dtypes."""
-    if any(member.contents.quantised for member in members):
+    if any(member.contents.is_quantised() for member in members):
         dtypes = dict.fromkeys(job.info.dtype for job in jobs if job.info.is_inexact)
         note(f"The output is not quantised: its weights are plain {' and '.join(dtypes)}.")
 
@@ -175,7 +179,7 @@ def _chosen(jobs: Sequence[Job], tied: Collection[str], members: Sequence[Member
         if job.name.endswith(".weight") and job.name not in tied and _is_linear(job.name)
         if not any(part in job.name for part in quantise.ignore)
     ]
-    if any(member.contents.quantised for member in members):
+    if any(member.contents.is_quantised() for member in members):
         return [job for job in possible if any(_is_quantised(members[index], name) for index, name in job.models)]
     return possible
 
@@ -185,7 +189,7 @@ def _is_quantised(member: Member, name: str) -> bool:
     if member.plan is not None:
         made = member.plan.made(member.contents.renamed.get(name, name))
         return any(_is_quantised(member.plan.members[index], below) for index, below in made.models)
-    return name in member.contents.quantised
+    return member.contents.is_quantised(name)
 
 
 def _is_linear(name: str) -> bool:
