@@ -44,16 +44,6 @@ _FOREIGN = {
 _TORCH = (b"PK\x03\x04", b"PK\x05\x06", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
 
 
-def is_checkpoint(path: Path) -> bool:
-    """Return whether a path is that of a checkpoint: a file that begins like one, or a folder with weights."""
-    if path.is_dir():
-        return any(path.glob("*.safetensors")) or any(path.glob("pytorch_model*.bin"))
-    try:
-        return path.is_file() and file_format(path) in ("safetensors", "torch")
-    except CheckpointError:
-        return False
-
-
 def file_format(path: Path) -> Format:
     """Return the format of an existing checkpoint file.
 

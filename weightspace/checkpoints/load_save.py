@@ -18,12 +18,14 @@ from weightspace.checkpoints.atomic_write import one_line_errors, replacing_file
 from weightspace.checkpoints.companion_files import check_replaceable, copy_companions, find_companions
 from weightspace.checkpoints.fetching import fetched_path, local_path
 from weightspace.checkpoints.file_format import SAFETENSORS_SUFFIX, TORCH_SUFFIXES, file_format
-from weightspace.checkpoints.hf_folder import WEIGHTS, find_weights, index_metadata, read_folder
+from weightspace.checkpoints.hf_folder import WEIGHTS, find_weights, index_metadata
 from weightspace.checkpoints.output_paths import check_name, check_named
-from weightspace.checkpoints.safetensors_file import read_safetensors, read_safetensors_metadata, write_safetensors
+from weightspace.checkpoints.reader import read_state
+from weightspace.checkpoints.safetensors_file import read_safetensors_metadata, write_safetensors
 from weightspace.checkpoints.safetensors_header import TIED
 from weightspace.checkpoints.state_dict import StateDict, check_finite, check_storable, without_prefix
-from weightspace.checkpoints.torch_file import read_torch, read_torch_metadata, write_torch
+from weightspace.checkpoints.torch_file import read_torch_metadata, write_torch
+from weightspace.checkpoints.training_folders import find_training
 from weightspace.errors import CheckpointError, WeightspaceWarning
 
 #: Path of a checkpoint to read or write.
@@ -41,9 +43,10 @@ def load_checkpoint(
     Modifying a tensor in place never changes the file. Tied tensors stay tied.
 
     Args:
-        path: a safetensors file, a torch file (with any ending: ``.pt``, ``.ckpt``, ``.pth.tar``) or a Hugging Face
-            folder; or, as a string, a URL of one (``hf://org/model``), which is downloaded to ``$WEIGHTSPACE_CACHE``
-            first, or ``ORG/MODEL``, ``ORG/MODEL@REVISION`` on the Hugging Face Hub, read from its cache if present.
+        path: a safetensors file, a torch file (with any ending: ``.pt``, ``.ckpt``, ``.pth.tar``), a Hugging Face
+            folder, or the folder of a training checkpoint (torch DCP, DeepSpeed ZeRO); or, as a string, a URL of one
+            (``hf://org/model``), which is downloaded to ``$WEIGHTSPACE_CACHE`` first, or ``ORG/MODEL``,
+            ``ORG/MODEL@REVISION`` on the Hugging Face Hub, read from its cache if present.
         strip_prefix: prefix to remove from names that start with it, for example ``"module."``.
         key: the entry of a torch file that holds the state dict, ``""`` for the top level; by default the top
             level, or ``state_dict``, ``model_state_dict`` or ``model``, with a ``WeightspaceWarning`` if another
@@ -75,26 +78,6 @@ def load_checkpoint(
         check_finite(state, path)
     _log.info("read %s: %d tensors", path, len(state))
     return state
-
-
-def read_state(path: Path, key: str | None = None) -> tuple[StateDict, tuple[str, ...]]:
-    """Return the named tensors of a local checkpoint, and notes on choices made while reading.
-
-    See ``load_checkpoint``.
-    """
-    notes: list[str] = []
-
-    def read(file: Path) -> StateDict:
-        if file_format(file) == "safetensors":
-            state = read_safetensors(file)
-            check_storable(state, file)
-        else:
-            state, choices = read_torch(file, key)
-            notes.extend(choices)
-        return state
-
-    state = read_folder(path, read) if path.is_dir() else read(path)
-    return state, tuple(notes)
 
 
 @checked
@@ -161,6 +144,8 @@ def load_metadata(path: StrPath) -> dict[str, str]:
     path = local_path(path)
     with one_line_errors(path, "read"):
         if path.is_dir():
+            if find_training(path) is not None:
+                return {}
             weights = find_weights(path)
             if weights.index is not None:
                 return index_metadata(weights.entrance)

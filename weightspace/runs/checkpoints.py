@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from weightspace.checkpoints.atomic_write import one_line_errors
-from weightspace.checkpoints.file_format import is_checkpoint
+from weightspace.checkpoints.detection import is_checkpoint
 from weightspace.errors import CheckpointError, WeightspaceError, warn_caller
 
 #: Counters in names, the most precise first: the unit -> the pattern of its spellings.

@@ -9,13 +9,7 @@ from typing import TYPE_CHECKING
 
 from weightspace.checkpoints.atomic_write import one_line_errors
 from weightspace.checkpoints.fetching import fetched_path, missing_bytes
-from weightspace.checkpoints.metadata import (
-    CheckpointMetadata,
-    QuantisedTensor,
-    StoredPart,
-    TensorInfo,
-    read_contents,
-)
+from weightspace.checkpoints.metadata import CheckpointMetadata, QuantisedTensor, StoredPart, TensorInfo
 from weightspace.checkpoints.quantisation import (
     Quantised,
     check_not_quantised,
@@ -26,6 +20,7 @@ from weightspace.checkpoints.quantised.companions import is_activation_scale
 from weightspace.checkpoints.quantised.format import Format, Found, Settings, Stored
 from weightspace.checkpoints.quantised.formats import FORMATS
 from weightspace.checkpoints.quantised.settings import computing_dtype, read_config, read_settings
+from weightspace.checkpoints.read_metadata import read_contents
 from weightspace.errors import CheckpointError
 
 if TYPE_CHECKING:
