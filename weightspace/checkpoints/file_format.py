@@ -21,6 +21,9 @@ Format: TypeAlias = Literal["safetensors", "torch"]
 SAFETENSORS_SUFFIX = ".safetensors"
 TORCH_SUFFIXES = (".pt", ".pth", ".bin")
 
+#: Ending of folders that are written as distributed checkpoints of torch.
+DCP_SUFFIX = ".dcp"
+
 #: First bytes of other files -> description and advice.
 _FOREIGN = {
     b"GGUF": "a GGUF file, which is quantised or packed for llama.cpp. Take the original safetensors",

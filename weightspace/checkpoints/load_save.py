@@ -1,7 +1,8 @@
 """Loading and saving of checkpoints by path, in any format.
 
 The format of a file is detected by its first bytes, regardless of its name; a folder is a Hugging Face checkpoint. When
-writing, the ending decides: ``.safetensors``, or ``.pt``, ``.pth`` and ``.bin`` for torch files.
+writing, the ending decides: ``.safetensors``, ``.pt``, ``.pth`` and ``.bin`` for torch files, ``.dcp`` for folders of
+distributed checkpoints.
 """
 
 from __future__ import annotations
@@ -16,8 +17,10 @@ from typing import TypeAlias
 from weightspace.arguments import checked
 from weightspace.checkpoints.atomic_write import one_line_errors, replacing_file, replacing_folder, synced_file
 from weightspace.checkpoints.companion_files import check_replaceable, copy_companions, find_companions
+from weightspace.checkpoints.dcp_output import write_dcp
+from weightspace.checkpoints.dcp_record import check_dcp_replaceable, read_dcp_record
 from weightspace.checkpoints.fetching import fetched_path, local_path
-from weightspace.checkpoints.file_format import SAFETENSORS_SUFFIX, TORCH_SUFFIXES, file_format
+from weightspace.checkpoints.file_format import DCP_SUFFIX, SAFETENSORS_SUFFIX, TORCH_SUFFIXES, file_format
 from weightspace.checkpoints.hf_folder import WEIGHTS, find_weights, index_metadata
 from weightspace.checkpoints.output_paths import check_name, check_named
 from weightspace.checkpoints.reader import read_state
@@ -94,8 +97,9 @@ def save_checkpoint(
 
     Args:
         state: name -> tensor of any shape.
-        path: a safetensors file if it ends in ``.safetensors``, a torch file if in ``.pt``, ``.pth`` or ``.bin``;
-            otherwise a Hugging Face folder, which replaces an existing one that holds nothing but a checkpoint.
+        path: a safetensors file if it ends in ``.safetensors``, a torch file if in ``.pt``, ``.pth`` or ``.bin``, the
+            folder of a distributed checkpoint (DCP) if in ``.dcp``; otherwise a Hugging Face folder, which replaces an
+            existing one that holds nothing but a checkpoint.
         metadata: strings to store with the tensors, usually ``provenance(…)``.
         companions_from: a checkpoint whose files beside the weights (configuration, tokenizer, code) are copied, if
             both it and ``path`` are folders.
@@ -122,6 +126,11 @@ def save_checkpoint(
         with replacing_file(path) as file:
             write(state, file, kept, path)
         return
+    if suffix == DCP_SUFFIX:
+        check_dcp_replaceable(path)
+        with replacing_folder(path) as staging:
+            write_dcp(state, staging, kept)
+        return
     donor = None if companions_from is None else local_path(companions_from)
     donor = None if donor is None or donor.is_file() else donor
     check_name(path)
@@ -145,7 +154,7 @@ def load_metadata(path: StrPath) -> dict[str, str]:
     with one_line_errors(path, "read"):
         if path.is_dir():
             if find_training(path) is not None:
-                return {}
+                return read_dcp_record(path)
             weights = find_weights(path)
             if weights.index is not None:
                 return index_metadata(weights.entrance)

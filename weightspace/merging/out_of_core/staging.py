@@ -26,7 +26,7 @@ from weightspace.checkpoints.atomic_write import (
     synced_file,
     try_lock,
 )
-from weightspace.checkpoints.file_format import SAFETENSORS_SUFFIX, TORCH_SUFFIXES
+from weightspace.checkpoints.file_format import DCP_SUFFIX, SAFETENSORS_SUFFIX, TORCH_SUFFIXES
 from weightspace.errors import CheckpointError, WeightspaceError
 
 
@@ -107,8 +107,8 @@ class Staging:
 
 
 def is_file_name(path: Path) -> bool:
-    """Return whether an output of that name is a single file; any other name is a Hugging Face folder."""
-    return path.suffix.lower() in (SAFETENSORS_SUFFIX, *TORCH_SUFFIXES)
+    """Return whether an output of that name holds only weights; any other name is a Hugging Face folder."""
+    return path.suffix.lower() in (SAFETENSORS_SUFFIX, *TORCH_SUFFIXES, DCP_SUFFIX)
 
 
 def staging_folder(out: Path) -> Path:
