@@ -7,6 +7,7 @@ Dicts, lists, tuples, sets, numbers and text become themselves, tensors views of
 from __future__ import annotations
 
 import struct
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -80,6 +81,50 @@ class TensorView:
                 return 0 in self.shape
             step *= size
         return True
+
+
+#: Data types and constructors of the standard library that occur in checkpoints of training scripts.
+_DATA = {
+    "builtins": {
+        "set",
+        "frozenset",
+        "dict",
+        "list",
+        "tuple",
+        "int",
+        "float",
+        "complex",
+        "bool",
+        "str",
+        "bytes",
+        "slice",
+    }
+    | {"range", "object", "NoneType"},
+    "collections": {"OrderedDict", "defaultdict", "Counter", "deque"},
+    "copyreg": {"_reconstructor", "__newobj__", "__newobj_ex__"},
+    "_codecs": {"encode"},
+    "argparse": {"Namespace"},
+    "types": {"SimpleNamespace"},
+    "functools": {"partial"},
+}
+
+#: Modules of the standard library that hold only data types.
+_DATA_MODULES = ("pathlib", "datetime", "decimal", "enum", "fractions", "uuid", "typing", "dataclasses", "numbers")
+
+#: Top-level modules of the standard library, also those that stand behind others.
+_STANDARD = sys.stdlib_module_names | {"nt", "commands", "popen2"}
+
+
+def is_data(name: Global) -> bool:
+    """Return whether a global name may stand beside tensors: anything but functions of Python's standard library.
+
+    Whatever is allowed isn't run either; a call of ``os.system`` in a checkpoint is refused because it is an attack.
+    """
+    module = name.module.partition(".")[0]
+    module = {"__builtin__": "builtins", "copy_reg": "copyreg"}.get(module, module)
+    if module in _DATA:
+        return name.name in _DATA[module]
+    return module in _DATA_MODULES or module not in _STANDARD
 
 
 def read_pickle(content: bytes, start: int = 0, *, allows: Callable[[Global], bool]) -> Claims:

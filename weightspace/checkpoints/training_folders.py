@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,12 +10,20 @@ from weightspace.checkpoints.dcp import dcp_contents
 from weightspace.checkpoints.dcp_metadata import METADATA
 from weightspace.checkpoints.hf_folder import ENTRANCES
 from weightspace.checkpoints.metadata import CheckpointMetadata
+from weightspace.checkpoints.zero import MODEL, zero_contents
 
 #: Reads a training checkpoint: the checkpoint as the user names it, the folder of its tensors, and the entry to take.
 Reader = Callable[[Path, Path, "str | None"], CheckpointMetadata]
 
-#: Folders inside a checkpoint that hold its tensors: those of accelerate with FSDP and DeepSpeed, and of Lightning.
-_INSIDE = ("pytorch_model_fsdp_0", "pytorch_model", "checkpoint")
+#: Folders inside a checkpoint that hold its tensors: those of accelerate with FSDP and with DeepSpeed.
+_INSIDE = ("pytorch_model_fsdp_0", "pytorch_model")
+
+#: Files that name the last checkpoint in a folder: DeepSpeed's (also in checkpoints of Lightning and of transformers'
+#: Trainer) and Megatron's.
+_LATEST = ("latest", "latest_checkpointed_iteration.txt")
+
+#: Maximum number of bytes of a folder's name.
+_LONGEST = 255
 
 
 @dataclass(frozen=True)
@@ -34,7 +42,20 @@ def find_training(path: Path) -> TrainingFolder | None:
     """
     if any((path / name).is_file() for name in ENTRANCES):
         return None
-    for folder in (path, *(path / name for name in _INSIDE)):
+    for folder in (path, *(path / name for name in _INSIDE), *_latest(path)):
         if (folder / METADATA).is_file():
             return TrainingFolder(dcp_contents, folder)
+        if any(folder.glob(f"*{MODEL}")):
+            return TrainingFolder(zero_contents, folder)
     return None
+
+
+def _latest(path: Path) -> Iterator[Path]:
+    """Yield the folder of the last checkpoint, if a file names it."""
+    for name in _LATEST:
+        if (path / name).is_file():
+            with open(path / name, "rb") as file:
+                tag = file.read(_LONGEST).decode(errors="replace").strip()
+            tag = f"iter_{int(tag):07d}" if name != "latest" and tag.isascii() and tag.isdigit() else tag
+            if tag not in ("", ".", "..") and Path(tag).name == tag and "\0" not in tag and (path / tag).is_dir():
+                yield path / tag
