@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 def command(files: tuple[str, ...], strip_prefix: str | None, key: str | None, as_json: bool) -> None:
     """Show the tensors of checkpoints: shapes, dtypes, norms, parameter count, metadata.
 
-    A FILE is a .safetensors or torch file, or a Hugging Face folder. Two FILEs are shown side by side, with their
-    differences and the relative distance ‖a − b‖ / ‖a‖.
+    A FILE is a .safetensors or torch file, a Hugging Face folder, or a training checkpoint (DCP, ZeRO). Two FILEs are
+    shown side by side, with their differences and the relative distance ‖a − b‖ / ‖a‖.
 
     \b
     Examples:

@@ -22,7 +22,10 @@ if TYPE_CHECKING:
 WEIGHTS = "model.safetensors"
 
 #: Files that may hold or index the weights, in order of preference.
-ENTRANCES = (WEIGHTS, "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
+ENTRANCES = (
+    *(WEIGHTS, "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json"),
+    "pytorch_model_fsdp.bin",  # accelerate's full state dict of FSDP
+)
 
 #: The model card: rewritten by every merge, so that it never describes other weights.
 CARD = "README.md"
