@@ -62,7 +62,7 @@ _MODEL = "{model}"
 )
 @options.output("Checkpoint to write (.safetensors, .pt, .dcp, or a Hugging Face folder).")
 @click.option("--dtype", metavar="DTYPE", help="Dtype of the output. [that of the checkpoints]")
-@click.option("--key", metavar="NAME", help="Entry of the torch files that holds the state dict.")
+@click.option("--key", metavar="NAME", help="Entry of the torch files or DCP folders that holds the model.")
 @click.option(
     "--lenient", is_flag=True, help="Average tensors that a checkpoint lacks over the others, with a warning."
 )

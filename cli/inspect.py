@@ -16,7 +16,9 @@ if TYPE_CHECKING:
 @commands.command("inspect")
 @click.argument("files", nargs=-1, required=True, metavar="FILE…")
 @click.option("--strip-prefix", metavar="PREFIX", help="Strip PREFIX (such as module.) from the tensor names.")
-@click.option("--key", metavar="NAME", help='Entry of the torch file that holds the tensors ("" is the top level).')
+@click.option(
+    "--key", metavar="NAME", help='Entry of the torch file or DCP folder that holds the tensors ("" is the top level).'
+)
 @options.as_json
 def command(files: tuple[str, ...], strip_prefix: str | None, key: str | None, as_json: bool) -> None:
     """Show the tensors of checkpoints: shapes, dtypes, norms, parameter count, metadata.

@@ -8,7 +8,7 @@ from torch.distributed.checkpoint.state_dict_saver import save as save_dcp
 
 import weightspace as ws
 from weightspace.errors import WeightspaceError
-from weightspace.runs import average_run, find_checkpoints, schedule_weights
+from weightspace.runs import average_run, find_checkpoints, schedule_weights, score_windows
 
 pytestmark = pytest.mark.filterwarnings("ignore::weightspace.errors.WeightspaceWarning", "ignore::UserWarning")
 
@@ -50,3 +50,16 @@ def test_one_line_tells_what_is_left_out_of_all_checkpoints(tmp_path: Path) -> N
     average_run(found, tmp_path / "a.safetensors", warn=lines.append)
     (line,) = [line for line in lines if "optimizer" in line]
     assert "step-1 (like 2 more) is a training checkpoint" in line
+
+
+def test_a_score_sees_every_window_in_the_same_format(tmp_path: Path) -> None:
+    found = find_checkpoints(dcp_run(tmp_path / "run", range(1, 4)))
+    paths: list[Path] = []
+
+    def score(path: Path) -> float:
+        paths.append(path)
+        return float(ws.load_checkpoint(path)["w"].norm())
+
+    windows = score_windows(found, score)
+    assert [path.suffix for path in paths] == [".safetensors"] * 3
+    assert windows.scores["score"][0] == float(ws.load_checkpoint(found[-1].path)["w"].norm())

@@ -49,7 +49,9 @@ def open_members(
         check_no_adapter_folder(path)
     read = {path: dequantised(read_contents(path, key=reading.key)) for path in folders}
     if reading.key and all(contents.key is None for contents in read.values()):
-        notice(f"--key {reading.key} (key=…) has no effect: it selects an entry of torch files, and no model is one.")
+        notice(
+            f"--key {reading.key} (key=…) has no effect: it selects an entry of torch files and DCP folders, and no model is one."
+        )
     for path, contents in read.items():
         check_is_model(contents.tensors, path)
     for note in _grouped(read):
