@@ -12,9 +12,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from weightspace.checkpoints.json_file import no_collection
 from weightspace.checkpoints.torch_pickle import (
     INSTRUCTIONS,
     REFUSED,
+    STOP,
     VIEWS,
     Claims,
     Global,
@@ -140,7 +142,8 @@ def read_pickle(content: bytes, start: int = 0, *, allows: Callable[[Global], bo
     """
     machine = _InertMachine(content, start, allows)
     try:
-        machine.run()
+        with no_collection():
+            machine.run()
     except TorchPickleError:
         raise
     except (IndexError, KeyError, TypeError, AttributeError, ValueError, struct.error) as error:
@@ -151,15 +154,20 @@ def read_pickle(content: bytes, start: int = 0, *, allows: Callable[[Global], bo
 class _InertMachine(PickleMachine):
     """Interpreter of the instructions of protocols 2 to 5 that plain data and objects need."""
 
-    later = ()
-
     def __init__(self, content: bytes, start: int, allows: Callable[[Global], bool]) -> None:
         super().__init__(content, start)
         self.allows = allows
 
-    def follow(self, code: int) -> None:
-        """Follow one instruction."""
-        _INSTRUCTIONS[code](self)
+    def run(self) -> None:
+        """Evaluate the pickle to its end; some have millions of instructions."""
+        content, instructions = self.content, _INSTRUCTIONS
+        while True:
+            code = content[self.at]
+            self.at += 1
+            if code == STOP:
+                self.claims.value, self.claims.end = self.stack.pop(), self.at
+                return
+            instructions[code](self)
 
     def import_name(self) -> None:
         """Push a global name after checking that it is allowed."""
@@ -228,6 +236,20 @@ class _InertMachine(PickleMachine):
             self.stack[-1].update(items)
 
 
+def _push_byte(machine: PickleMachine) -> None:
+    machine.stack.append(machine.content[machine.at])
+    machine.at += 1
+
+
+def _recall_byte(machine: PickleMachine) -> None:
+    machine.stack.append(machine.memo[machine.content[machine.at]])
+    machine.at += 1
+
+
+def _remember_next(machine: PickleMachine) -> None:
+    machine.memo[len(machine.memo)] = machine.stack[-1]
+
+
 def _text(code: str) -> Callable[[PickleMachine], None]:
     return lambda machine: machine.push(machine.take(machine.number(code)).decode("utf-8", "surrogatepass"))
 
@@ -257,7 +279,9 @@ _INSTRUCTIONS: dict[int, Callable[[_InertMachine], Any]] = {
             b"\x96": _bytes("<Q"),
             b"\x92": lambda machine: machine.push(machine.result(*machine.last(3)[:2])),
             b"\x93": _InertMachine.stack_name,
-            b"\x94": lambda machine: machine.memo.__setitem__(len(machine.memo), machine.stack[-1]),
+            b"\x94": _remember_next,
+            b"K": _push_byte,
+            b"h": _recall_byte,
             b"\x95": lambda machine: machine.take(8),
         }.items()
     },

@@ -140,13 +140,7 @@ def follow_pickle(content: bytes, start: int = 0) -> Claims:
 
 
 class PickleMachine:
-    """Interpreter of pickle instructions, limited to those of torch's ``weights_only`` unpickler.
-
-    Attributes:
-        later: protocols whose instructions it doesn't have.
-    """
-
-    later = (b"\x04", b"\x05")
+    """Interpreter of pickle instructions, limited to those of torch's ``weights_only`` unpickler."""
 
     def __init__(self, content: bytes, start: int) -> None:
         self.content = content
@@ -159,7 +153,7 @@ class PickleMachine:
 
     def run(self) -> None:
         """Evaluate the pickle to its end."""
-        if self.content[self.at : self.at + 1] == b"\x80" and self.content[self.at + 1 : self.at + 2] in self.later:
+        if self.content[self.at : self.at + 1] == b"\x80" and self.content[self.at + 1 : self.at + 2] in _LATER:
             protocol = self.content[self.at + 1]
             raise TorchPickleError(
                 f"it is a pickle of protocol {protocol}, which torch cannot read without running its code",
@@ -168,14 +162,10 @@ class PickleMachine:
         while True:
             code = self.content[self.at]
             self.at += 1
-            if code == _STOP:
+            if code == STOP:
                 self.claims.value, self.claims.end = self.stack.pop(), self.at
                 return
-            self.follow(code)
-
-    def follow(self, code: int) -> None:
-        """Follow one instruction."""
-        INSTRUCTIONS[code](self)
+            INSTRUCTIONS[code](self)
 
     def take(self, length: int) -> bytes:
         """Return the next bytes."""
@@ -207,7 +197,9 @@ class PickleMachine:
     def tuple_of(self, items: list[Any]) -> None:
         """Push a tuple."""
         made = PickledTuple(items)
-        made.depth = 1 + max((item.depth for item in items if type(item) is PickledTuple), default=0)
+        for item in items:
+            if type(item) is PickledTuple and item.depth >= made.depth:
+                made.depth = item.depth + 1
         if made.depth > _MAX_DEPTH:
             raise TorchPickleError(f"its tuples are nested more than {_MAX_DEPTH} deep")
         self.push(made)
@@ -340,7 +332,10 @@ def _pushing(value_of: Callable[[PickleMachine], Any]) -> Callable[[PickleMachin
     return lambda machine: machine.push(value_of(machine))
 
 
-_STOP = ord(".")
+STOP = ord(".")
+
+#: Pickle protocols with instructions that torch's ``weights_only`` unpickler doesn't support.
+_LATER = (b"\x04", b"\x05")
 
 INSTRUCTIONS: dict[int, Callable[[PickleMachine], Any]] = {
     code[0]: follow

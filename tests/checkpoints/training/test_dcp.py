@@ -114,10 +114,11 @@ def test_flat_names_lose_only_the_optimizer(tmp_path: Path) -> None:
     assert list(ws.load_checkpoint(save(flat, tmp_path / "a"))) == ["decoder.w"]
 
 
-def test_planning_imports_no_torch() -> None:
+@pytest.mark.parametrize("path", [SHARDED / "fsdp2", SHARDED.parent / "deepspeed" / "stage3"])
+def test_planning_imports_no_torch(path: Path) -> None:
     script = (
         "import sys; from pathlib import Path; from weightspace.checkpoints.read_metadata import read_contents;"
-        f"read_contents(Path({str(SHARDED / 'fsdp2')!r})); print({{'torch', 'numpy'}} & set(sys.modules))"
+        f"read_contents(Path({str(path)!r})); print({{'torch', 'numpy'}} & set(sys.modules))"
     )
     assert subprocess.run([sys.executable, "-c", script], capture_output=True, text=True).stdout == "set()\n"
 

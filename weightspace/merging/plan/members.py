@@ -50,7 +50,8 @@ def open_members(
     read = {path: dequantised(read_contents(path, key=reading.key)) for path in folders}
     if reading.key and all(contents.key is None for contents in read.values()):
         notice(
-            f"--key {reading.key} (key=…) has no effect: it selects an entry of torch files and DCP folders, and no model is one."
+            f"--key {reading.key} (key=…) has no effect: it selects an entry of torch files and DCP folders, and no "
+            "model is one."
         )
     for path, contents in read.items():
         check_is_model(contents.tensors, path)
