@@ -60,6 +60,8 @@ def file_format(path: Path) -> Format:
         raise CheckpointError(missing_checkpoint(str(path)))
     if not path.is_file():
         raise CheckpointError(f"{path} is not a checkpoint: expected a folder or a regular file.")
+    if path.name == ".metadata" or path.suffix == ".distcp":
+        raise CheckpointError(f"{path} is a part of a distributed checkpoint (DCP). Name its folder, {path.parent}.")
     with one_line_errors(path, "read"), open(path, "rb") as file:
         start = file.read(32)
         size = os.fstat(file.fileno()).st_size

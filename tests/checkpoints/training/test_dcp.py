@@ -245,6 +245,12 @@ def test_a_missing_or_short_file_is_refused(simple: Path) -> None:
         read_contents(simple)
 
 
+@pytest.mark.parametrize("name", [".metadata", "__0_0.distcp"])
+def test_a_part_given_as_the_checkpoint_leads_to_its_folder(simple: Path, name: str) -> None:
+    with pytest.raises(CheckpointError, match=r"is a part of a distributed checkpoint .* Name its folder"):
+        ws.load_checkpoint(simple / name)
+
+
 def test_tied_weights_are_found_by_their_place(simple: Path) -> None:
     def tie(metadata: Metadata) -> None:
         metadata.state_dict_metadata["model.v"] = metadata.state_dict_metadata["model.w"]
