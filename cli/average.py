@@ -58,9 +58,9 @@ _MODEL = "{model}"
 @click.option(
     "--report", "reports", multiple=True, metavar="FILE", help="Plot or save the scores: .png, .svg, .pdf or .json."
 )
-@options.output("Checkpoint to write (.safetensors, .pt, or a Hugging Face folder).")
+@options.output("Checkpoint to write (.safetensors, .pt, .dcp, or a Hugging Face folder).")
 @click.option("--dtype", metavar="DTYPE", help="Dtype of the output. [that of the checkpoints]")
-@click.option("--key", metavar="NAME", help="Entry of the torch files that holds the state dict.")
+@click.option("--key", metavar="NAME", help="Entry of the torch files or DCP folders that holds the model.")
 @click.option(
     "--lenient", is_flag=True, help="Average tensors that a checkpoint lacks over the others, with a warning."
 )

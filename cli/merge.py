@@ -40,7 +40,7 @@ _SIGINT = 130
 @click.argument("sources", nargs=-1, metavar="RECIPE.yml | CHECKPOINT…")
 @options.output(
     "Output: OUT.safetensors is one file, OUT.pt a torch file (a flat state dict), OUT.gguf a GGUF file with the "
-    "tokenizer of an input, anything else a Hugging Face folder.",
+    "tokenizer of an input, OUT.dcp a distributed checkpoint of torch, anything else a Hugging Face folder.",
     required=False,
     kind=None,
 )
@@ -55,7 +55,9 @@ _SIGINT = 130
 @click.option("--weights", metavar="W,…", help="One weight per checkpoint, such as .6,.4. [equal]")
 @click.option("--evidence", metavar="FILE,…", help="Data statistics, one file per checkpoint (`weightspace evidence`).")
 @dtype_options
-@click.option("--key", metavar="NAME", help='Entry of the torch files that holds the state dict ("" is the top level).')
+@click.option(
+    "--key", metavar="NAME", help='Entry of the torch files or DCP folders that holds the model ("" is the top level).'
+)
 @click.option("--strip-prefix", metavar="PREFIX", help="Strip PREFIX (module.) from tensor names that start with it.")
 @click.option("--no-strip", is_flag=True, help="Don't strip a prefix that only one model has.")
 @click.option(

@@ -16,7 +16,7 @@ from remote_files import SHARDS, Traffic, equal, single, state, stored, weights
 import weightspace as ws
 from weightspace.checkpoints import load_metadata
 from weightspace.checkpoints.fetching import fetch, local_path, missing_bytes
-from weightspace.checkpoints.metadata import read_contents
+from weightspace.checkpoints.read_metadata import read_contents
 from weightspace.checkpoints.remote import is_url
 from weightspace.errors import CheckpointError
 

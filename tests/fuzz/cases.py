@@ -15,7 +15,7 @@ from mutations import BLIND, JSON, LINES, TABLE, ZIP, Mutation, changed_json, ch
 from readers import Reader
 
 from weightspace.checkpoints import load_metadata, summarise
-from weightspace.checkpoints.metadata import read_contents
+from weightspace.checkpoints.read_metadata import read_contents
 from weightspace.connectivity import BarrierMatrix, Curve, Plane
 from weightspace.labels import LabelMetric
 from weightspace.labels.inputs import read_array, read_names, read_pairs

@@ -23,6 +23,9 @@ SAFETENSORS_SUFFIX = ".safetensors"
 TORCH_SUFFIXES = (".pt", ".pth", ".bin")
 GGUF_SUFFIX = ".gguf"
 
+#: Ending of folders that are written as distributed checkpoints of torch.
+DCP_SUFFIX = ".dcp"
+
 #: First bytes of other files -> description and advice.
 _FOREIGN = {
     b"\x89HDF": "an HDF5 file (Keras, TensorFlow). Convert it to safetensors",
@@ -45,16 +48,6 @@ _FOREIGN = {
 _TORCH = (b"PK\x03\x04", b"PK\x05\x06", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
 
 
-def is_checkpoint(path: Path) -> bool:
-    """Return whether a path is that of a checkpoint: a file that begins like one, or a folder with weights."""
-    if path.is_dir():
-        return any(path.glob("*.safetensors")) or any(path.glob("pytorch_model*.bin"))
-    try:
-        return path.is_file() and bool(file_format(path))
-    except CheckpointError:
-        return False
-
-
 def file_format(path: Path) -> Format:
     """Return the format of an existing checkpoint file.
 
@@ -68,6 +61,8 @@ def file_format(path: Path) -> Format:
         raise CheckpointError(missing_checkpoint(str(path)))
     if not path.is_file():
         raise CheckpointError(f"{path} is not a checkpoint: expected a folder or a regular file.")
+    if path.name == ".metadata" or path.suffix == ".distcp":
+        raise CheckpointError(f"{path} is a part of a distributed checkpoint (DCP). Name its folder, {path.parent}.")
     with one_line_errors(path, "read"), open(path, "rb") as file:
         start = file.read(32)
         size = os.fstat(file.fileno()).st_size

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from weightspace.checkpoints.file_format import file_format
 from weightspace.checkpoints.json_file import read_json_object
 from weightspace.errors import CheckpointError
 
@@ -23,7 +22,10 @@ if TYPE_CHECKING:
 WEIGHTS = "model.safetensors"
 
 #: Files that may hold or index the weights, in order of preference.
-ENTRANCES = (WEIGHTS, "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
+ENTRANCES = (
+    *(WEIGHTS, "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json"),
+    "pytorch_model_fsdp.bin",  # accelerate's full state dict of FSDP
+)
 
 #: The model card: rewritten by every merge, so that it never describes other weights.
 CARD = "README.md"
@@ -73,18 +75,6 @@ def find_weights(folder: Path) -> Weights:
                 "Download or copy it again."
             )
     return Weights(entrance, files, index)
-
-
-def weight_files(path: Path) -> tuple[Path, ...]:
-    """Return the files that hold a checkpoint's weights: the file itself, or those of the folder by name.
-
-    Raises:
-        CheckpointError: the checkpoint or a shard is missing.
-    """
-    if path.is_dir():
-        return find_weights(path).files
-    file_format(path)
-    return (path,)
 
 
 def read_folder(folder: Path, read_file: Callable[[Path], StateDict]) -> StateDict:

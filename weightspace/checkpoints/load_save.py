@@ -1,7 +1,8 @@
 """Loading and saving of checkpoints by path, in any format.
 
 The format of a file is detected by its first bytes, regardless of its name; a folder is a Hugging Face checkpoint. When
-writing, the ending decides: ``.safetensors``, or ``.pt``, ``.pth`` and ``.bin`` for torch files.
+writing, the ending decides: ``.safetensors``, ``.pt``, ``.pth`` and ``.bin`` for torch files, ``.dcp`` for folders of
+distributed checkpoints.
 """
 
 from __future__ import annotations
@@ -16,16 +17,19 @@ from typing import TypeAlias
 from weightspace.arguments import checked
 from weightspace.checkpoints.atomic_write import one_line_errors, replacing_file, replacing_folder, synced_file
 from weightspace.checkpoints.companion_files import check_replaceable, copy_companions, find_companions
+from weightspace.checkpoints.dcp_output import write_dcp
+from weightspace.checkpoints.dcp_record import check_dcp_replaceable, read_dcp_record
 from weightspace.checkpoints.fetching import fetched_path, local_path
-from weightspace.checkpoints.file_format import SAFETENSORS_SUFFIX, TORCH_SUFFIXES, file_format
+from weightspace.checkpoints.file_format import DCP_SUFFIX, SAFETENSORS_SUFFIX, TORCH_SUFFIXES, file_format
 from weightspace.checkpoints.gguf.metadata import read_gguf_metadata
-from weightspace.checkpoints.gguf_file import read_gguf
-from weightspace.checkpoints.hf_folder import WEIGHTS, find_weights, index_metadata, read_folder
+from weightspace.checkpoints.hf_folder import WEIGHTS, find_weights, index_metadata
 from weightspace.checkpoints.output_paths import check_name, check_named
-from weightspace.checkpoints.safetensors_file import read_safetensors, read_safetensors_metadata, write_safetensors
+from weightspace.checkpoints.reader import read_state
+from weightspace.checkpoints.safetensors_file import read_safetensors_metadata, write_safetensors
 from weightspace.checkpoints.safetensors_header import TIED
 from weightspace.checkpoints.state_dict import StateDict, check_finite, check_storable, without_prefix
-from weightspace.checkpoints.torch_file import read_torch, read_torch_metadata, write_torch
+from weightspace.checkpoints.torch_file import read_torch_metadata, write_torch
+from weightspace.checkpoints.training_folders import find_training
 from weightspace.errors import CheckpointError, WeightspaceWarning
 
 #: Path of a checkpoint to read or write.
@@ -44,8 +48,9 @@ def load_checkpoint(
 
     Args:
         path: a safetensors file, a torch file (with any ending: ``.pt``, ``.ckpt``, ``.pth.tar``), a GGUF file (under
-            Hugging Face names; quantised tensors become float32) or a Hugging Face folder; or, as a string, a URL of
-            one (``hf://org/model``), which is downloaded to ``$WEIGHTSPACE_CACHE`` first, or ``ORG/MODEL``,
+            Hugging Face names; quantised tensors become float32), a Hugging Face folder, or the folder of a training
+            checkpoint (torch DCP, DeepSpeed ZeRO); or, as a string, a URL of one (``hf://org/model``), which is
+            downloaded to ``$WEIGHTSPACE_CACHE`` first, or ``ORG/MODEL``,
             ``ORG/MODEL@REVISION`` on the Hugging Face Hub, read from its cache if present.
         strip_prefix: prefix to remove from names that start with it, for example ``"module."``.
         key: the entry of a torch file that holds the state dict, ``""`` for the top level; by default the top
@@ -80,27 +85,6 @@ def load_checkpoint(
     return state
 
 
-def read_state(path: Path, key: str | None = None) -> tuple[StateDict, tuple[str, ...]]:
-    """Return the named tensors of a local checkpoint, and notes on choices made while reading.
-
-    See ``load_checkpoint``.
-    """
-    notes: list[str] = []
-
-    def read(file: Path) -> StateDict:
-        form = file_format(file)
-        if form == "safetensors":
-            state = read_safetensors(file)
-            check_storable(state, file)
-            return state
-        state, choices = read_gguf(file) if form == "gguf" else read_torch(file, key)
-        notes.extend(choices)
-        return state
-
-    state = read_folder(path, read) if path.is_dir() else read(path)
-    return state, tuple(notes)
-
-
 @checked
 def save_checkpoint(
     state: StateDict,
@@ -115,8 +99,9 @@ def save_checkpoint(
 
     Args:
         state: name -> tensor of any shape.
-        path: a safetensors file if it ends in ``.safetensors``, a torch file if in ``.pt``, ``.pth`` or ``.bin``;
-            otherwise a Hugging Face folder, which replaces an existing one that holds nothing but a checkpoint.
+        path: a safetensors file if it ends in ``.safetensors``, a torch file if in ``.pt``, ``.pth`` or ``.bin``, the
+            folder of a distributed checkpoint (DCP) if in ``.dcp``; otherwise a Hugging Face folder, which replaces an
+            existing one that holds nothing but a checkpoint.
         metadata: strings to store with the tensors, usually ``provenance(…)``.
         companions_from: a checkpoint whose files beside the weights (configuration, tokenizer, code) are copied, if
             both it and ``path`` are folders.
@@ -143,6 +128,11 @@ def save_checkpoint(
         with replacing_file(path) as file:
             write(state, file, kept, path)
         return
+    if suffix == DCP_SUFFIX:
+        check_dcp_replaceable(path)
+        with replacing_folder(path) as staging:
+            write_dcp(state, staging, kept)
+        return
     donor = None if companions_from is None else local_path(companions_from)
     donor = None if donor is None or donor.is_file() else donor
     check_name(path)
@@ -165,6 +155,8 @@ def load_metadata(path: StrPath) -> dict[str, str]:
     path = local_path(path)
     with one_line_errors(path, "read"):
         if path.is_dir():
+            if find_training(path) is not None:
+                return read_dcp_record(path)
             weights = find_weights(path)
             if weights.index is not None:
                 return index_metadata(weights.entrance)

@@ -1,7 +1,4 @@
-"""Metadata of a checkpoint's tensors from its headers alone: names, dtypes and shapes.
-
-Safetensors headers need no torch; the tensors of a torch file are listed in its pickle, which only torch can read.
-"""
+"""Metadata of a checkpoint's tensors: names, dtypes, shapes and locations, without their elements."""
 
 from __future__ import annotations
 
@@ -12,10 +9,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from weightspace.checkpoints.atomic_write import one_line_errors
-from weightspace.checkpoints.file_format import file_format
-from weightspace.checkpoints.hf_folder import Weights, check_index, find_weights
-from weightspace.checkpoints.safetensors_header import ITEMSIZES, read_header, tied_entries
+from weightspace.checkpoints.safetensors_header import ITEMSIZES
 from weightspace.errors import CheckpointError
 
 
@@ -55,6 +49,22 @@ class Place:
     file: Path
     start: int
     strides: tuple[int, ...] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """A part of a tensor with a location of its own, such as a rank's shard.
+
+    Attributes:
+        place: location of its elements, in row-major order.
+        starts: index of its first element in the tensor, one number per axis; a single number is an index into all
+            elements in row-major order.
+        shape: its shape, with as many axes.
+    """
+
+    place: Place
+    starts: tuple[int, ...]
+    shape: tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,6 +126,7 @@ class CheckpointMetadata:
         renamed: name -> name in the file, if they differ.
         notes: notes on choices made while reading, one line each.
         quantised: name -> parts of the tensors that are decoded on reading; those that are quantised become F32.
+        pieces: name -> pieces of the tensors that are stored in several, by increasing position; they cover it.
     """
 
     path: Path
@@ -127,6 +138,7 @@ class CheckpointMetadata:
     renamed: Mapping[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     quantised: Mapping[str, QuantisedTensor] = field(default_factory=dict)
+    pieces: Mapping[str, tuple[Piece, ...]] = field(default_factory=dict)
 
     def is_quantised(self, name: str | None = None) -> bool:
         """Return whether a tensor is dequantised on reading, or any tensor is."""
@@ -167,85 +179,10 @@ class CheckpointMetadata:
             tensors={names[name]: info for name, info in self.tensors.items()},
             tied={names[name]: names[owner] for name, owner in self.tied.items()},
             places={names[name]: place for name, place in self.places.items()},
+            pieces={names[name]: pieces for name, pieces in self.pieces.items()},
             renamed={short: self.renamed.get(name, name) for short, name in shorts.items()},
             quantised={names[name]: quantised for name, quantised in self.quantised.items()},
         )
-
-
-def read_contents(path: Path, *, key: str | None = None) -> CheckpointMetadata:
-    """Read the metadata of a checkpoint.
-
-    Args:
-        path: a safetensors file, a torch file, a GGUF file, or a Hugging Face folder.
-        key: the entry of torch files that holds the state dict; see ``load_checkpoint``.
-
-    Raises:
-        CheckpointError: the checkpoint is missing or damaged.
-    """
-    with one_line_errors(path, "read"):
-        if not path.is_dir():
-            return _file_contents(path, key)
-        weights = find_weights(path)
-        parts = {file.name: _file_contents(file, key) for file in weights.files}
-    if weights.index is None:
-        (part,) = parts.values()
-        return replace(part, path=path)
-    return _sharded(path, weights, parts, weights.index)
-
-
-def _sharded(
-    path: Path, weights: Weights, parts: dict[str, CheckpointMetadata], index: dict[str, str]
-) -> CheckpointMetadata:
-    """Return the metadata of shards, in the order of their index."""
-    check_index(path, weights.entrance, index, {shard: part.tensors for shard, part in parts.items()})
-    tensors = {name: parts[shard].tensors[name] for name, shard in index.items()}
-    tied = {name: owner for part in parts.values() for name, owner in part.tied.items()}
-    places = {name: place for part in parts.values() for name, place in part.places.items()}
-    notes = tuple(note for part in parts.values() for note in part.notes)
-    return CheckpointMetadata(path, weights.files, tensors, tied, places, next(iter(parts.values())).key, notes=notes)
-
-
-def _file_contents(path: Path, key: str | None) -> CheckpointMetadata:
-    """Return the metadata of one file."""
-    form = file_format(path)
-    if form == "torch":
-        return _torch_contents(path, key)
-    if form == "gguf":
-        return _gguf_contents(path)
-    header = read_header(path)
-    tied = tied_entries(path, header)
-    tensors = {name: TensorInfo(entry.dtype, entry.shape) for name, entry in header.entries.items()}
-    tensors |= {name: tensors[owner] for name, owner in tied.items()}
-    places = {name: Place(path, header.data_start + entry.start) for name, entry in header.entries.items()}
-    places |= {name: places[owner] for name, owner in tied.items()}
-    return CheckpointMetadata(path, (path,), tensors, tied, places)
-
-
-def _gguf_contents(path: Path) -> CheckpointMetadata:
-    """Return the metadata of a GGUF file; tensors that aren't stored plainly are decoded on reading."""
-    from weightspace.checkpoints.gguf.tensors import common_dtype, decoder, read_tensors, settings_of
-
-    found = read_tensors(path)
-    dtype = common_dtype(found.tensors)
-    tensors = {own.name: TensorInfo(own.dtype, own.shape) for own in found.tensors}
-    places = {own.name: Place(path, own.start) for own in found.tensors if own.is_plain}
-    decoded = {
-        own.name: QuantisedTensor(
-            f"GGUF {own.kind.name}",
-            own.shape,
-            {"blocks": StoredPart(own.stored, TensorInfo("U8", (own.nbytes,)), Place(path, own.start))},
-            decoder,
-            settings_of(own),
-            dtype=own.dtype if own.kind.dtype else dtype,
-            overhead=own.overhead,
-            is_exact=own.kind.dtype is not None,
-        )
-        for own in found.tensors
-        if not own.is_plain
-    }
-    renamed = {own.name: own.stored for own in found.tensors}
-    notes = (*found.notes, *dequantising_note(path, decoded.values()))
-    return CheckpointMetadata(path, (path,), tensors, {}, places, renamed=renamed, notes=notes, quantised=decoded)
 
 
 def dequantising_note(path: Path, tensors: Iterable[QuantisedTensor]) -> list[str]:
@@ -255,21 +192,3 @@ def dequantising_note(path: Path, tensors: Iterable[QuantisedTensor]) -> list[st
         return []
     listed = "; ".join(f"{form} ({count:,} tensor{'' if count == 1 else 's'})" for form, count in counts.items())
     return [f"{path} is dequantised while it is read, to float32: {listed}. Its rounding errors are merged."]
-
-
-def _torch_contents(path: Path, key: str | None) -> CheckpointMetadata:
-    """Return the metadata of a torch file."""
-    from weightspace.checkpoints.dtypes import NAMES
-    from weightspace.checkpoints.load_save import read_state
-    from weightspace.checkpoints.memory_map import mapped_places
-    from weightspace.checkpoints.state_dict import dtype_name, tied_names
-
-    state, notes = read_state(path, key)
-    for name, tensor in state.items():
-        if tensor.dtype not in NAMES:
-            raise CheckpointError(
-                f"{path}: {name!r} has dtype {dtype_name(tensor.dtype)}, which cannot be merged. Convert it first."
-            )
-    tensors = {name: TensorInfo(NAMES[tensor.dtype], tuple(tensor.shape)) for name, tensor in state.items()}
-    places = {name: Place(path, start, strides) for name, (start, strides) in mapped_places(path, state).items()}
-    return CheckpointMetadata(path, (path,), tensors, tied_names(state), places, key, notes=notes)

@@ -14,7 +14,8 @@ from pathlib import Path
 
 from weightspace.checkpoints.atomic_write import final_target, one_line_errors
 from weightspace.checkpoints.companion_files import check_replaceable
-from weightspace.checkpoints.file_format import GGUF_SUFFIX, SAFETENSORS_SUFFIX, TORCH_SUFFIXES
+from weightspace.checkpoints.dcp_record import check_dcp_replaceable
+from weightspace.checkpoints.file_format import DCP_SUFFIX, GGUF_SUFFIX, SAFETENSORS_SUFFIX, TORCH_SUFFIXES
 from weightspace.checkpoints.gguf.header import MAGIC
 from weightspace.checkpoints.hf_folder import ENTRANCES
 from weightspace.checkpoints.json_file import read_json
@@ -31,7 +32,7 @@ _READ_IN_FOLDERS = ("config.json", "adapter_config.json", "adapter_model.safeten
 def check_checkpoint_output(
     path: Path, *, again: Collection[str] = (), force: bool = False, gguf: bool = False
 ) -> None:
-    """Check that a checkpoint can be written to a path: a file by its ending, else a folder.
+    """Check that a checkpoint can be written to a path: a file or a DCP folder by its ending, else a folder.
 
     Args:
         path: the output.
@@ -42,8 +43,12 @@ def check_checkpoint_output(
     Raises:
         CheckpointError: the name ends like another kind of file, or the path exists and isn't a checkpoint.
     """
-    if gguf and path.suffix.lower() == GGUF_SUFFIX:
+    suffix = path.suffix.lower()
+    if gguf and suffix == GGUF_SUFFIX:
         check_file_output(path, force=force)
+        return
+    if suffix == DCP_SUFFIX:
+        check_dcp_replaceable(path)
         return
     check_name(path)
     if path.suffix.lower() in _FILES:

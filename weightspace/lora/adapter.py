@@ -11,7 +11,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from weightspace.checkpoints.metadata import CheckpointMetadata, TensorInfo, read_contents
+from weightspace.checkpoints.metadata import CheckpointMetadata, TensorInfo
+from weightspace.checkpoints.read_metadata import read_contents
 from weightspace.checkpoints.safetensors_header import read_header
 from weightspace.errors import CheckpointError
 from weightspace.lora.config import CONFIG, Configuration, read_configuration

@@ -12,9 +12,9 @@ from torch import Tensor
 import weightspace as ws
 from weightspace.checkpoints import load_dequantised, summarise
 from weightspace.checkpoints.fetching import fetched_path
-from weightspace.checkpoints.metadata import read_contents
 from weightspace.checkpoints.quantised.scaling import float32
 from weightspace.checkpoints.quantised.view import dequantised
+from weightspace.checkpoints.read_metadata import read_contents
 from weightspace.checkpoints.reader import CheckpointReader
 from weightspace.errors import CheckpointError
 
@@ -186,7 +186,7 @@ def test_planning_imports_no_torch(tmp_path: Path) -> None:
     code = f"""
 import sys
 from pathlib import Path
-from weightspace.checkpoints.metadata import read_contents
+from weightspace.checkpoints.read_metadata import read_contents
 from weightspace.checkpoints.quantised.view import dequantised
 assert dequantised(read_contents(Path({str(model)!r}))).quantised
 assert "torch" not in sys.modules

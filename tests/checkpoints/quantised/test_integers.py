@@ -10,9 +10,9 @@ from torch import Tensor
 
 import weightspace as ws
 from weightspace.checkpoints import load_dequantised
-from weightspace.checkpoints.metadata import read_contents
 from weightspace.checkpoints.quantised import panels
 from weightspace.checkpoints.quantised.view import dequantised
+from weightspace.checkpoints.read_metadata import read_contents
 from weightspace.checkpoints.reader import CheckpointReader
 from weightspace.errors import CheckpointError
 

@@ -15,7 +15,6 @@ from weightspace.checkpoints.metadata import (
     StoredPart,
     TensorInfo,
     dequantising_note,
-    read_contents,
 )
 from weightspace.checkpoints.quantisation import (
     Quantised,
@@ -27,6 +26,7 @@ from weightspace.checkpoints.quantised.companions import is_activation_scale
 from weightspace.checkpoints.quantised.format import Format, Found, Settings, Stored
 from weightspace.checkpoints.quantised.formats import FORMATS
 from weightspace.checkpoints.quantised.settings import computing_dtype, read_config, read_settings
+from weightspace.checkpoints.read_metadata import read_contents
 from weightspace.errors import CheckpointError
 
 if TYPE_CHECKING:

@@ -13,6 +13,7 @@ from weightspace.checkpoints.buffers import holds_whole_numbers, is_counter, is_
 from weightspace.checkpoints.hashing import sha256_of
 from weightspace.checkpoints.metadata import TensorInfo
 from weightspace.checkpoints.provenance import described
+from weightspace.checkpoints.training_folders import find_training
 from weightspace.errors import CheckpointError, WeightspaceError
 from weightspace.merging.methods import Method
 from weightspace.merging.out_of_core.chat_templates import chat_template
@@ -380,9 +381,14 @@ def _identity(
 
 
 def _donor(recipe: Recipe, members: Sequence[Member]) -> Path | None:
-    """Return the folder that configuration and tokenizer come from: the base's, else the first model's."""
+    """Return the folder that configuration and tokenizer come from: the base's, else the first model's, or None.
+
+    A training checkpoint without config.json holds only training state beside the weights.
+    """
     path = next(member.contents.path for member in members if member.source == recipe.donor)
-    return path if path.is_dir() else None
+    if not path.is_dir() or (find_training(path) is not None and not (path / "config.json").is_file()):
+        return None
+    return path
 
 
 def _title(out: Path) -> str:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from weightspace.cache import cache_folder
 from weightspace.checkpoints.atomic_write import one_line_errors
 from weightspace.checkpoints.fetching import fetch, missing_bytes
-from weightspace.checkpoints.file_format import TORCH_SUFFIXES
+from weightspace.checkpoints.file_format import DCP_SUFFIX, TORCH_SUFFIXES
 from weightspace.checkpoints.gguf.metadata import header_with_metadata
 from weightspace.checkpoints.hashing import Hashing
 from weightspace.checkpoints.output_paths import check_apart, check_checkpoint_output
@@ -161,7 +161,7 @@ def report(
     return MergeReport(
         str(out),
         plan.method.name,
-        (out.name,) if _is_torch(out) else tuple(shard.name for shard in plan.shards),
+        (out.name,) if _is_converted(out) else tuple(shard.name for shard in plan.shards),
         len(plan.jobs) + sum(job.scales is not None for job in plan.jobs),
         resumed,
         plan.read_bytes,
@@ -204,7 +204,7 @@ def _check_room(plan: Plan, out: Path) -> None:
         free = shutil.disk_usage(existing).free
         files = os.scandir(parts) if parts.is_dir() and not parts.is_symlink() else ()
         written = sum(file.stat(follow_symlinks=False).st_blocks * 512 for file in files)
-    needed = plan.written_bytes * (2 if _is_torch(out) else 1)
+    needed = plan.written_bytes * (2 if _is_converted(out) else 1)
     needed += _fetched_beside(plan, existing)
     if needed > free + written:
         raise CheckpointError(
@@ -320,7 +320,7 @@ def _finish(
     """Write the final metadata and the non-weight files.
 
     Returns:
-        The name in ``Staging.parts`` of the output file, or None if the output is a folder.
+        The name in ``Staging.parts`` of the output file, or None if the output is a folder of all parts.
     """
     if finish is not None:
         from weightspace.merging.out_of_core.executor import rewrite
@@ -333,13 +333,19 @@ def _finish(
     if not is_file_name(staging.out):
         finish_folder(plan, staging.parts, metadata)
         return None
-    if not _is_torch(staging.out):
+    if not _is_converted(staging.out):
         return plan.shards[0].name
     from weightspace.checkpoints import load_checkpoint, save_checkpoint
+    from weightspace.checkpoints.dcp_output import write_dcp
 
     staged = staging.parts / plan.shards[0].name
+    state = load_checkpoint(staged)
+    if staging.out.suffix.lower() == DCP_SUFFIX:
+        write_dcp(state, staging.parts, metadata)
+        staged.unlink()
+        return None
     torch_file = staged.with_suffix(staging.out.suffix)
-    save_checkpoint(load_checkpoint(staged), torch_file, metadata=metadata)
+    save_checkpoint(state, torch_file, metadata=metadata)
     return torch_file.name
 
 
@@ -359,5 +365,6 @@ def _fill_header(path: Path, metadata: Mapping[str, str], *, fsync: bool) -> Non
             os.fsync(file.fileno())
 
 
-def _is_torch(out: Path) -> bool:
-    return out.suffix.lower() in TORCH_SUFFIXES
+def _is_converted(out: Path) -> bool:
+    """Return whether an output is converted from a safetensors file at the end."""
+    return out.suffix.lower() in (*TORCH_SUFFIXES, DCP_SUFFIX)

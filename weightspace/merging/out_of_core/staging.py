@@ -26,7 +26,7 @@ from weightspace.checkpoints.atomic_write import (
     synced_file,
     try_lock,
 )
-from weightspace.checkpoints.file_format import GGUF_SUFFIX, SAFETENSORS_SUFFIX, TORCH_SUFFIXES
+from weightspace.checkpoints.file_format import DCP_SUFFIX, GGUF_SUFFIX, SAFETENSORS_SUFFIX, TORCH_SUFFIXES
 from weightspace.checkpoints.hf_folder import WEIGHTS
 from weightspace.errors import CheckpointError, WeightspaceError
 
@@ -111,12 +111,12 @@ class Staging:
 
 
 def is_file_name(path: Path) -> bool:
-    """Return whether an output of that name is a single file; any other name is a Hugging Face folder."""
-    return path.suffix.lower() in (SAFETENSORS_SUFFIX, *TORCH_SUFFIXES, GGUF_SUFFIX)
+    """Return whether an output of that name holds only weights; any other name is a Hugging Face folder."""
+    return path.suffix.lower() in (SAFETENSORS_SUFFIX, *TORCH_SUFFIXES, GGUF_SUFFIX, DCP_SUFFIX)
 
 
 def weights_file(out: Path) -> str | None:
-    """Return the name of a single file of weights, from which torch files are converted; None for a folder."""
+    """Return the name of a single file of weights, from which other formats are converted; None for a folder."""
     if not is_file_name(out):
         return None
     name = out.name if out.suffix.lower() == GGUF_SUFFIX else f"{out.stem}{SAFETENSORS_SUFFIX}"

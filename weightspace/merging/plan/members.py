@@ -9,8 +9,9 @@ from pathlib import Path
 from weightspace.checkpoints.atomic_write import one_line_errors
 from weightspace.checkpoints.fetching import local_path
 from weightspace.checkpoints.hub_names import hub_model
-from weightspace.checkpoints.metadata import CheckpointMetadata, read_contents
+from weightspace.checkpoints.metadata import CheckpointMetadata
 from weightspace.checkpoints.quantised.view import dequantised
+from weightspace.checkpoints.read_metadata import read_contents
 from weightspace.checkpoints.remote import is_url
 from weightspace.errors import CheckpointError
 from weightspace.lora.adapter import Adapter, read_adapter
@@ -22,6 +23,9 @@ from weightspace.merging.plan.options import Intermediate, ReadingOptions
 from weightspace.merging.plan.plan import Member
 from weightspace.merging.plan.prefixes import strip_prefixes, without_inner_wrappers
 from weightspace.merging.recipe.model_reference import without_adapter
+
+#: Placeholder for the path of a checkpoint in a note.
+_PATH = "\0"
 
 
 def open_members(
@@ -45,11 +49,14 @@ def open_members(
         check_no_adapter_folder(path)
     read = {path: dequantised(read_contents(path, key=reading.key)) for path in folders}
     if reading.key and all(contents.key is None for contents in read.values()):
-        notice(f"--key {reading.key} (key=…) has no effect: it selects an entry of torch files, and no model is one.")
+        notice(
+            f"--key {reading.key} (key=…) has no effect: it selects an entry of torch files and DCP folders, and no "
+            "model is one."
+        )
     for path, contents in read.items():
         check_is_model(contents.tensors, path)
-        for note in contents.notes:
-            notice(note)
+    for note in _grouped(read):
+        notice(note)
     models = strip_prefixes([read[path] for path, _ in paths], labels, strip=reading.strip_prefix, notice=notice)
     members = []
     for source, label, contents, (_, adapter) in zip(sources, labels, models, paths, strict=True):
@@ -67,6 +74,17 @@ def open_members(
             _report_other_base(source, contents.path, lora, notice)
         members.append(adapted(member, lora))
     return tuple(members)
+
+
+def _grouped(read: Mapping[Path, CheckpointMetadata]) -> list[str]:
+    """Return the notes on the checkpoints, one line for those that are told of several."""
+    paths: dict[str, list[Path]] = {}
+    for path, contents in read.items():
+        for note in contents.notes:
+            paths.setdefault(note.replace(str(path), _PATH), []).append(path)
+    others = {note: f" (like {len(own) - 1:,} more)" if len(own) > 1 else "" for note, own in paths.items()}
+    firsts = {note: note.replace(_PATH, f"{own[0]}{others[note]}", 1) for note, own in paths.items()}
+    return [first.replace(_PATH, str(paths[note][0])) for note, first in firsts.items()]
 
 
 def _report_other_base(source: str, path: Path, adapter: Adapter, notice: Callable[[str], None]) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from weightspace.checkpoints.file_format import TORCH_SUFFIXES
+from weightspace.checkpoints.file_format import DCP_SUFFIX, TORCH_SUFFIXES
 from weightspace.checkpoints.metadata import QuantisedTensor
 from weightspace.checkpoints.quantised.fp8 import BLOCK
 from weightspace.checkpoints.quantised.settings import read_settings
@@ -33,7 +33,7 @@ def output_quantisation(
     """
     if recipe.quantise is not None:
         return recipe.quantise
-    is_plain = options.allow_nonfinite or out.suffix.lower() in TORCH_SUFFIXES
+    is_plain = options.allow_nonfinite or out.suffix.lower() in (*TORCH_SUFFIXES, DCP_SUFFIX)
     if is_plain or recipe.dtype is not None or recipe.out_dtype is not None:
         return None
     scheme_of = _gguf_scheme if is_gguf(out) else _scheme

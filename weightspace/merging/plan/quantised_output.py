@@ -13,7 +13,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from weightspace.checkpoints.file_format import TORCH_SUFFIXES
+from weightspace.checkpoints.file_format import DCP_SUFFIX, TORCH_SUFFIXES
 from weightspace.checkpoints.metadata import TensorInfo
 from weightspace.checkpoints.quantised.fp8 import BLOCK
 from weightspace.errors import WeightspaceError
@@ -79,7 +79,7 @@ def with_quantisation(
         raise WeightspaceError(
             "quantise needs finite values: FP8 numbers have no infinity. Leave --allow-nonfinite out."
         )
-    if out.suffix.lower() in TORCH_SUFFIXES:
+    if out.suffix.lower() in (*TORCH_SUFFIXES, DCP_SUFFIX):
         raise WeightspaceError(
             f"{out}: quantised weights are written as safetensors; expected a folder or a .safetensors file."
         )
