@@ -90,6 +90,22 @@ def test_the_component_of_a_model_is_the_one_that_it_has(tmp_path: Path) -> None
     assert "denoiser (1 tensors), text encoder 2 (1 tensors)" in note
 
 
+def test_queries_keys_and_values_are_thirds_of_open_clips_parameter(tmp_path: Path) -> None:
+    front = "conditioner.embedders.1.model.transformer.resblocks.0.attn"
+    saved(tmp_path / "m.safetensors", {f"{front}.in_proj_weight": torch.ones(9, 5), "x.bias": torch.ones(9)})
+    module = "lora_te2_text_model_encoder_layers_0_self_attn"
+    loha = {f"{module}_v_proj.hada_w{side}_{part}": (A if part == "b" else B) for side in "12" for part in "ab"}
+    saved(tmp_path / "a.safetensors", pair(f"{module}_q_proj", alpha=torch.tensor(1.0)) | loha)
+    found = applied(tmp_path / "m.safetensors", tmp_path / "a.safetensors", tmp_path)[f"{front}.in_proj_weight"]
+    assert torch.equal(found, 1 + torch.cat([0.5 * B @ A, torch.zeros(3, 5), (B @ A).square()]))
+    wide = pair(f"{module}_k_proj", b=torch.ones(4, 2))
+    dora = pair(f"{module}_k_proj") | {f"{module}_k_proj.dora_scale": torch.ones(3, 1)}
+    for state in (wide, dora):
+        saved(tmp_path / "a.safetensors", state)
+        with pytest.raises(CheckpointError, match=r"expected the same shape, and no DoRA"):
+            applied(tmp_path / "m.safetensors", tmp_path / "a.safetensors", tmp_path)
+
+
 REFUSED: dict[str, tuple[dict[str, tuple[int, ...]], dict[str, Tensor], str]] = {
     "two tensors of one flattened name": (
         {"a_b.c.weight": (3, 5), "a.b_c.weight": (3, 5)},

@@ -10,12 +10,13 @@ from diffusers.loaders.lora_conversion_utils import (
     _convert_unet_lora_key,
     _maybe_map_sgm_blocks_to_diffusers,
 )
+from diffusers.utils.state_dict_utils import convert_state_dict_to_peft
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
 import weightspace as ws
 from weightspace.errors import CheckpointError
-from weightspace.lora.formats.diffusers import dotted
+from weightspace.lora.formats.diffusers import diffusers_module, dotted
 from weightspace.lora.formats.module import canonical
 from weightspace.merging import ExecutionOptions, merge_adapters, merge_files
 
@@ -176,6 +177,26 @@ def test_names_of_ldm_are_those_that_diffusers_converts_them_to() -> None:
         path = _convert_unet_lora_key(theirs).replace(".processor.", ".")
         path = path.replace("to_q_lora.down.weight", "to_q").replace(".lora.down.weight", "")
         assert dotted(canonical(names[name])) == path, name
+
+
+OLD_NAMES = [
+    ("text_encoder.text_model.encoder.layers.0.self_attn.to_{}_lora.up.weight", "{}_proj"),
+    ("text_encoder_2.text_model.encoder.layers.0.self_attn.{}_proj.lora_linear_layer.up.weight", "{}_proj"),
+]
+
+
+@pytest.mark.parametrize("which", ["q", "k", "v", "out"])
+@pytest.mark.parametrize(("name", "expected"), OLD_NAMES)
+def test_old_names_of_text_encoders_are_those_that_diffusers_converts_them_to(
+    name: str, expected: str, which: str
+) -> None:
+    name = name.format(which)
+    (theirs,) = convert_state_dict_to_peft({name: torch.zeros(1)})
+    found = diffusers_module(name)
+    assert found is not None
+    module, role = found
+    assert f"{module.name}.lora_{role}.weight" == theirs
+    assert module.path.endswith(expected.format(which))
 
 
 def test_both_text_encoders_of_sdxl_are_loaded(tmp_path: Path) -> None:

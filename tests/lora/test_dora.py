@@ -53,6 +53,26 @@ def test_dora_is_what_peft_folds_it_to(rslora: bool, tmp_path: Path) -> None:
         merge_adapters([tmp_path / "a"], tmp_path / "merged")
 
 
+def test_magnitudes_of_layers_stored_as_in_out_belong_to_the_outputs(normal: Normal, tmp_path: Path) -> None:
+    """The configuration of GPT-2 decides how its weights are stored, whatever the adapter's says."""
+    state = {"h.0.attn.c_attn.weight": normal(4, 6)}
+    ws.save_checkpoint(state, tmp_path / "m")
+    (tmp_path / "m" / "config.json").write_text(json.dumps({"model_type": "gpt2"}))
+    a, b, magnitude = normal(2, 4), normal(6, 2), normal(6).abs()
+    module = "base_model.model.h.0.attn.c_attn"
+    (tmp_path / "a").mkdir()
+    tensors = {"lora_A.weight": a, "lora_B.weight": b, "lora_magnitude_vector": magnitude}
+    tensors = {f"{module}.{name}": tensor for name, tensor in tensors.items()}
+    ws.save_checkpoint(tensors, tmp_path / "a" / "adapter_model.safetensors")
+    config = {"peft_type": "LORA", "r": 2, "lora_alpha": 2, "use_dora": True}
+    changed = state["h.0.attn.c_attn.weight"] + (b @ a).T
+    for turned in (False, True):
+        (tmp_path / "a" / "adapter_config.json").write_text(json.dumps({**config, "fan_in_fan_out": turned}))
+        merge_files([f"{tmp_path}/m+{tmp_path}/a"], tmp_path / "out", method="passthrough")
+        found = ws.load_checkpoint(tmp_path / "out")["h.0.attn.c_attn.weight"]
+        torch.testing.assert_close(found, magnitude * changed / changed.norm(dim=0))
+
+
 @pytest.mark.parametrize("axis", [0, 1])
 def test_the_norms_along_the_axis_are_the_magnitudes(axis: int, normal: Normal) -> None:
     weight, magnitude = normal(6, 5, 3), normal((6, 5)[axis]).abs()

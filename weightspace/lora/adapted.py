@@ -11,7 +11,7 @@ from torch import Tensor
 
 from weightspace.lora.adapter import Factors
 from weightspace.lora.low_rank import Adapted, Changed, Flat, wide_dtype
-from weightspace.lora.products import change_of, contracted
+from weightspace.lora.products import change_of, low_rank_a
 
 #: Elements that are read at a time to compute norms.
 _BLOCK = 2**17
@@ -29,9 +29,7 @@ def adapted(base: Flat, factors: Factors, tensors: Mapping[str, Tensor]) -> Flat
         ``W' = W + ΔW``, or with DoRA ``m · W' / ‖W'‖``.
     """
     if factors.product == "low-rank":
-        a, b = tensors["A"], tensors["B"]
-        if "mid" in tensors:
-            a = contracted(tensors["mid"], a.flatten(1)).to(wide_dtype(a.dtype))
+        a, b = low_rank_a(tensors), tensors["B"]
         a, b = (a, b) if factors.part is None else factors.part.of(a, b)
         changed: Flat = Adapted(base, a, b, factors.scale, transposed=factors.transposed)
     else:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import replace
+from typing import NamedTuple
 
 from weightspace.errors import CheckpointError
 from weightspace.lora.adapter import Adapter, Factors
@@ -21,6 +22,7 @@ _PREFIXES = {
     "diffusion_model.": DENOISER,
     "unet.": DENOISER,
     "cond_stage_model.transformer.": "text_encoder",
+    "cond_stage_model.model.": "text_encoder",
     "conditioner.embedders.0.transformer.": "text_encoder",
     "conditioner.embedders.1.model.": "text_encoder_2",
     "text_encoders.clip_l.transformer.": "text_encoder",
@@ -30,8 +32,24 @@ _PREFIXES = {
     "vae.": "",
 }
 
+#: A parameter of OpenCLIP -> the projections that are thirds of its rows.
+_FUSED, _THIRDS = "in_proj_weight", ("q_proj", "k_proj", "v_proj")
+
+
+class _Place(NamedTuple):
+    """A tensor that a target may be, or a third of its rows."""
+
+    name: str
+    third: int | None = None
+
+    def shape(self, shapes: Shapes) -> tuple[int, ...]:
+        """Return the shape of the tensor or the third."""
+        whole = shapes[self.name]
+        return whole if self.third is None else (whole[0] // 3, *whole[1:])
+
+
 #: Component, flattened name and parameter -> the tensors of that name.
-_Index = Mapping[tuple[str, str, str], list[str]]
+_Index = Mapping[tuple[str, str, str], list[_Place]]
 
 
 def located_modules(adapter: Adapter, shapes: Shapes, source: str) -> Adapter:
@@ -51,27 +69,48 @@ def located_modules(adapter: Adapter, shapes: Shapes, source: str) -> Adapter:
     """
     index, components = _indexed(shapes)
     found = {target: _candidates(adapter, target, index, components) for target in adapter.targets}
-    for target, names in found.items():
-        if len(names) > 1:
+    for target, places in found.items():
+        if len(places) > 1:
             raise CheckpointError(
-                f"{source}: {adapter.path} changes {target!r}, which could be {names[0]!r} or {names[1]!r}; expected "
-                "one tensor. Rename the adapter's tensors to match the model's."
+                f"{source}: {adapter.path} changes {target!r}, which could be {places[0].name!r} or "
+                f"{places[1].name!r}; expected one tensor. Rename the adapter's tensors to match the model's."
             )
     kept, notes = _components_kept(adapter, shapes, found, components, source)
     factors: dict[str, Factors] = {}
-    owners: dict[str, str] = {}
+    owners: dict[_Place, str] = {}
     for target, own in adapter.factors.items():
         if adapter.modules[target].component not in kept:
             continue
-        name = next(iter(found[target]), target)
-        if owners.setdefault(name, target) != target:
+        place = next(iter(found[target]), _Place(target))
+        if owners.setdefault(place, target) != target:
             raise CheckpointError(
-                f"{source}: {adapter.path} changes {target!r} and {owners[name]!r}, which are the same tensor, "
-                f"{name!r}, of the model. Expected one of them; is this adapter for that model?"
+                f"{source}: {adapter.path} changes {target!r} and {owners[place]!r}, which are the same tensor, "
+                f"{place.name!r}, of the model. Expected one of them; is this adapter for that model?"
             )
-        fits = name in shapes and fits_shape(own, shapes[name])
-        factors[name] = replace(own, shape=shapes[name]) if fits else own
+        fits = place.name in shapes and fits_shape(own, place.shape(shapes))
+        own = replace(own, shape=place.shape(shapes)) if fits else own
+        if place.third is not None:
+            _check_third(adapter, target, own, place, shapes, source)
+            own = _stacked(factors.get(place.name), own, place, shapes)
+        factors[place.name] = own
     return replace(adapter, factors=factors, notes=notes)
+
+
+def _check_third(adapter: Adapter, target: str, own: Factors, place: _Place, shapes: Shapes, source: str) -> None:
+    """Refuse a change that isn't one of a third of a fused parameter."""
+    if own.shape != place.shape(shapes) or own.axis is not None or shapes[place.name][0] % 3:
+        raise CheckpointError(
+            f"{source}: {adapter.path} changes {target!r} of shape {own.shape}, a third of the rows of {place.name!r} "
+            f"of shape {shapes[place.name]}; expected the same shape, and no DoRA. Is this adapter for that model?"
+        )
+
+
+def _stacked(before: Factors | None, own: Factors, place: _Place, shapes: Shapes) -> Factors:
+    """Return the changes of a fused parameter with one more of a third of its rows."""
+    stack = {**({} if before is None else before.stack), (place.third or 0) * own.shape[0]: own}
+    names = {f"{start}:{role}": name for start, each in stack.items() for role, name in each.names.items()}
+    rank = sum(each.rank for each in stack.values())
+    return Factors(names, rank, 1.0, False, False, shapes[place.name], product="stacked", stack=stack)
 
 
 def fits_shape(factors: Factors, shape: tuple[int, ...]) -> bool:
@@ -92,20 +131,23 @@ def _without_ones(shape: tuple[int, ...]) -> tuple[int, ...]:
 
 def _indexed(shapes: Shapes) -> tuple[_Index, frozenset[str]]:
     """Return the tensors of a model by the names of their modules, and its components, if its names have them."""
-    index: dict[tuple[str, str, str], list[str]] = {}
+    index: dict[tuple[str, str, str], list[_Place]] = {}
     components: set[str] = set()
     for name in shapes:
         module, _, parameter = name.rpartition(".")
-        index.setdefault(("", canonical(module), parameter), []).append(name)
+        keys = [("", canonical(module))]
         prefix = next((prefix for prefix in _PREFIXES if name.startswith(prefix)), None)
         if prefix is not None and _PREFIXES[prefix]:
-            component = _PREFIXES[prefix]
-            components.add(component)
-            index.setdefault((component, canonical(module.removeprefix(prefix)), parameter), []).append(name)
+            components.add(_PREFIXES[prefix])
+            keys.append((_PREFIXES[prefix], canonical(module.removeprefix(prefix))))
+        for component, flat in keys:
+            index.setdefault((component, flat, parameter), []).append(_Place(name))
+            for third, projection in enumerate(_THIRDS if parameter == _FUSED else ()):
+                index.setdefault((component, f"{flat}_{projection}", "weight"), []).append(_Place(name, third))
     return index, frozenset(components)
 
 
-def _candidates(adapter: Adapter, target: str, index: _Index, components: frozenset[str]) -> list[str]:
+def _candidates(adapter: Adapter, target: str, index: _Index, components: frozenset[str]) -> list[_Place]:
     """Return the tensors that a target may be."""
     module, parameter = adapter.modules[target], target.rpartition(".")[2]
     component, flat = module.key
@@ -115,7 +157,7 @@ def _candidates(adapter: Adapter, target: str, index: _Index, components: frozen
 def _components_kept(
     adapter: Adapter,
     shapes: Shapes,
-    found: Mapping[str, list[str]],
+    found: Mapping[str, list[_Place]],
     components: frozenset[str],
     source: str,
 ) -> tuple[frozenset[str], tuple[str, ...]]:
@@ -128,7 +170,9 @@ def _components_kept(
     complete = [
         component
         for component, own in targets.items()
-        if all(len(found[name]) == 1 and fits_shape(adapter.factors[name], shapes[found[name][0]]) for name in own)
+        if all(
+            len(found[name]) == 1 and fits_shape(adapter.factors[name], found[name][0].shape(shapes)) for name in own
+        )
     ]
     if len(complete) > 1:
         raise CheckpointError(

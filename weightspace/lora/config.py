@@ -163,7 +163,8 @@ def _read(folder: Path) -> dict[str, Any]:
     if not path.is_file():
         found = f"{CONFIG} is missing" if folder.is_dir() else "there is no such folder"
         raise CheckpointError(
-            f"{folder} is not a LoRA adapter: {found}. Expected a folder that PEFT saved; is the path right?"
+            f"{folder} is not a LoRA adapter: {found}. Expected a folder of PEFT, or a file of kohya or "
+            "diffusers; is the path right?"
         )
     fields = read_json(path)
     if not isinstance(fields, dict):

@@ -69,7 +69,8 @@ def _oriented(factors: Factors, name: str, module: str, config: dict[str, Any]) 
     transposed = is_in_out(config, module.removesuffix(".weight"), default=default)
     if transposed == factors.transposed:
         return factors
-    return replace(factors, transposed=transposed, shape=factors.shape[::-1])
+    axis = None if factors.axis is None else 1 - factors.axis
+    return replace(factors, transposed=transposed, shape=factors.shape[::-1], axis=axis)
 
 
 #: Parts of names from wrappers, or that changed between versions of transformers.

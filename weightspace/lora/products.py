@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from weightspace.lora.adapter import Factors
-from weightspace.lora.low_rank import Change
+from weightspace.lora.low_rank import Change, LowRank, wide_dtype
 
 
 class Hadamard:
@@ -76,11 +76,36 @@ class Difference:
         return self._matrix[first:last].to(self.dtype)
 
 
+class Stacked:
+    """Changes of parts of the rows; other rows don't change."""
+
+    def __init__(self, changes: Mapping[int, Change], heights: Mapping[int, int], dtype: torch.dtype) -> None:
+        """Take the changes.
+
+        Args:
+            changes: first row -> the change from there on, of one width.
+            heights: first row -> number of rows.
+            dtype: dtype to compute in.
+        """
+        self.dtype = dtype
+        self._changes, self._heights = changes, heights
+        self.width = next(iter(changes.values())).width
+
+    def rows(self, first: int, last: int) -> Tensor:
+        """Return the rows from ``first`` up to ``last``."""
+        rows = torch.zeros(last - first, self.width, dtype=self.dtype)
+        for start, change in self._changes.items():
+            low, high = max(first, start), min(last, start + self._heights[start])
+            if low < high:
+                rows[low - first : high - first] = change.rows(low - start, high - start)
+        return rows
+
+
 def change_of(factors: Factors, tensors: Mapping[str, Tensor], dtype: torch.dtype) -> Change:
-    """Return the change that isn't of low rank.
+    """Return the change of a tensor, without DoRA.
 
     Args:
-        factors: of another product than ``low-rank``.
+        factors: the change; not of a part of all experts, nor transposed.
         tensors: role -> tensor.
         dtype: dtype to compute in.
     """
@@ -88,7 +113,21 @@ def change_of(factors: Factors, tensors: Mapping[str, Tensor], dtype: torch.dtyp
         return Hadamard(tensors, factors.scale, dtype)
     if factors.product == "kronecker":
         return Kronecker(tensors, factors.scale, dtype)
-    return Difference(tensors["difference"], dtype)
+    if factors.product == "stacked":
+        changes = {
+            start: change_of(own, {role: tensors[f"{start}:{role}"] for role in own.names}, dtype)
+            for start, own in factors.stack.items()
+        }
+        return Stacked(changes, {start: own.shape[0] for start, own in factors.stack.items()}, dtype)
+    if factors.product == "difference":
+        return Difference(tensors["difference"], dtype)
+    return LowRank(low_rank_a(tensors), tensors["B"], factors.scale, dtype=dtype)
+
+
+def low_rank_a(tensors: Mapping[str, Tensor]) -> Tensor:
+    """Return ``A``, which contains Tucker's core if there is one, in its own dtype, or at least float32 then."""
+    a = tensors["A"]
+    return contracted(tensors["mid"], a.flatten(1)).to(wide_dtype(a.dtype)) if "mid" in tensors else a
 
 
 def hadamard_pairs(tensors: Mapping[str, Tensor]) -> list[tuple[Tensor, Tensor]]:

@@ -2,7 +2,7 @@
 
 kohya flattens names (``down_blocks_0_attentions_0_proj_in``), and follows either diffusers or the original Stable
 Diffusion code (LDM, ``input_blocks_1_1_proj_in``). Names are compared flattened, with those of LDM's U-Nets replaced by
-diffusers'.
+diffusers', and those of OpenCLIP with transformers'.
 """
 
 from __future__ import annotations
@@ -54,6 +54,12 @@ _BLOCKS = (
     (r"^middle_block_1_", "mid_block_attentions_0_"),
     (r"^middle_block_2_", "mid_block_resnets_1_"),
 )
+#: OpenCLIP's text encoders -> CLIP's in transformers; queries, keys and values are one parameter, ``in_proj_weight``.
+_OPEN_CLIP = (
+    (r"^transformer_resblocks_(\d+)_attn(?=_|$)", r"encoder_layers_\1_self_attn"),
+    (r"^transformer_resblocks_(\d+)_mlp_c_fc$", r"encoder_layers_\1_mlp_fc1"),
+    (r"^transformer_resblocks_(\d+)_mlp_c_proj$", r"encoder_layers_\1_mlp_fc2"),
+)
 _RESNET = (
     ("in_layers_0", "norm1"),
     ("in_layers_2", "conv1"),
@@ -77,7 +83,7 @@ def canonical(path: str) -> str:
         'encoder_layers_0_mlp_fc1'
     """
     flat = path.replace(".", "_").removeprefix("text_model_")
-    for pattern, replacement in _BLOCKS:
+    for pattern, replacement in (*_BLOCKS, *_OPEN_CLIP):
         flat = re.sub(pattern, replacement, flat)
     match = _NUMBERED.fullmatch(flat)
     if match is not None and int(match[2]) + (match[1] == "output"):
