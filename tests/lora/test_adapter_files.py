@@ -199,6 +199,37 @@ def test_a_damaged_or_foreign_configuration_is_refused(text: str, tmp_path: Path
         read_adapter(saved(tmp_path / "a.safetensors", state, {"lora_adapter_metadata": text}))
 
 
+def test_magnitudes_and_the_configuration_agree(tmp_path: Path) -> None:
+    state = {"unet.x.y.lora_A.weight": A, "unet.x.y.lora_B.weight": B}
+    for dora, more in ((True, {}), (False, {"unet.x.y.lora_magnitude_vector": torch.ones(3)})):
+        text = json.dumps({"unet.r": 2, "unet.use_dora": dora})
+        with pytest.raises(CheckpointError, match=f"use_dora is {str(dora).lower()}"):
+            read_adapter(saved(tmp_path / "a.safetensors", {**state, **more}, {"lora_adapter_metadata": text}))
+
+
+def test_the_configuration_of_a_single_model_has_no_prefix(tmp_path: Path) -> None:
+    """As ``save_lora_adapter`` of diffusers' models writes it."""
+    state = {"conv_in.lora_A.weight": A, "conv_in.lora_B.weight": B}
+    path = saved(tmp_path / "a.safetensors", state, {"lora_adapter_metadata": json.dumps({"r": 2, "lora_alpha": 5})})
+    assert read_adapter(path).factors["unet.conv_in.weight"].scale == 2.5
+
+
+def test_a_file_behind_a_url_is_read_with_its_alphas(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fsspec = pytest.importorskip("fsspec")
+    monkeypatch.setenv("WEIGHTSPACE_CACHE", str(tmp_path / "cache"))
+    path = saved(tmp_path / "a.safetensors", pair("lora_unet_x", alpha=torch.tensor(3.0)))
+    system = fsspec.filesystem("memory")
+    system.put_file(str(path), "/kohya/a.safetensors")
+    system.put_file(str(saved(tmp_path / "d.safetensors", pair("unet.x"))), "/d/pytorch_lora_weights.safetensors")
+    saved(tmp_path / "m.safetensors", {"x.weight": torch.zeros(3, 5)})
+    for url, scale in (("memory://kohya/a.safetensors", 1.5), ("memory://d", 1.0)):
+        sources = [f"{tmp_path}/m.safetensors+{url}"]
+        merge_files(sources, tmp_path / "out.safetensors", method="passthrough", execution=FAST)
+        assert torch.equal(ws.load_checkpoint(tmp_path / "out.safetensors")["x.weight"], scale * B @ A)
+    system.rm("/kohya", recursive=True)
+    system.rm("/d", recursive=True)
+
+
 def test_formats_are_mixed_by_component_and_name(tmp_path: Path, write: Any) -> None:
     """PEFT's folders don't name their component: it is the one of the others with their modules."""
     one = saved(tmp_path / "k.safetensors", pair("lora_unet_input_blocks_1_1_proj_in", alpha=torch.tensor(4.0)))

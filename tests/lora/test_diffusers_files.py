@@ -10,7 +10,7 @@ from diffusers.loaders.lora_conversion_utils import (
     _convert_unet_lora_key,
     _maybe_map_sgm_blocks_to_diffusers,
 )
-from diffusers.utils.state_dict_utils import convert_state_dict_to_peft
+from diffusers.utils.state_dict_utils import StateDictType, convert_state_dict_to_peft
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
@@ -190,8 +190,9 @@ OLD_NAMES = [
 def test_old_names_of_text_encoders_are_those_that_diffusers_converts_them_to(
     name: str, expected: str, which: str
 ) -> None:
+    kind = StateDictType.DIFFUSERS_OLD if "{}_lora." in name else StateDictType.DIFFUSERS
     name = name.format(which)
-    (theirs,) = convert_state_dict_to_peft({name: torch.zeros(1)})
+    (theirs,) = convert_state_dict_to_peft({name: torch.zeros(1)}, original_type=kind)
     found = diffusers_module(name)
     assert found is not None
     module, role = found

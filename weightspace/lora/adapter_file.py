@@ -103,7 +103,7 @@ def _unknown(path: Path, name: str) -> CheckpointError:
 
 
 def _configurations(path: Path) -> dict[str, Configuration]:
-    """Return component -> the configuration that diffusers saved for it, if any."""
+    """Return component -> the configuration that diffusers saved for it, if any; that of a single model has no name."""
     text = read_header(path).metadata.get(METADATA_KEY) if file_format(path) == "safetensors" else None
     if text is None:
         return {}
@@ -113,6 +113,8 @@ def _configurations(path: Path) -> dict[str, Configuration]:
         fields = None
     if not isinstance(fields, dict):
         raise CheckpointError(f"{path}: the metadata {METADATA_KEY!r} isn't a JSON object. Save the adapter again.")
+    if not any("." in key for key in fields):
+        return {"": parsed_configuration(path, {"peft_type": "LORA", **fields})}
     parts: dict[str, dict[str, Any]] = {}
     for key, value in fields.items():
         component, _, name = key.partition(".")
@@ -171,13 +173,18 @@ def _scale(
 ) -> float:
     """Return the scale of a product: ``alpha / rank``, or 1 without alpha or rank; diffusers' metadata come first."""
     alpha = None if "alpha" not in group.roles else read_scalar(contents, group.roles["alpha"])
-    configuration = configurations.get(group.module.prefix.removesuffix("."))
+    configuration = configurations.get(group.module.prefix.removesuffix("."), configurations.get(""))
     if configuration is None:
         scale = 1.0 if alpha is None or not rank else alpha / rank
     elif configuration.rank_of(group.module.path) != rank:
         raise CheckpointError(
             f"{contents.path}: the factors of {group.module.name!r} have rank {rank}; expected "
             f"{configuration.rank_of(group.module.path)} from its metadata {METADATA_KEY!r}. Save the adapter again."
+        )
+    elif configuration.dora != bool(group.roles.keys() & {"magnitude", "dora_scale"}):
+        raise CheckpointError(
+            f"{contents.path}: use_dora is {str(configuration.dora).lower()} in its metadata {METADATA_KEY!r}, but "
+            f"{group.module.name!r} has {'no ' if configuration.dora else ''}magnitudes. Save the adapter again."
         )
     else:
         scale = configuration.scale_of(group.module.path)

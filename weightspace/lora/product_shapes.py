@@ -64,8 +64,8 @@ def _hadamard(shapes: Mapping[str, Shape]) -> tuple[Shape, int]:
     for side in "12":
         a, b, core = shapes[f"hada_w{side}_a"], shapes[f"hada_w{side}_b"], shapes.get(f"hada_t{side}")
         sides.append(_side(a, b, core))
-    (first, rank), (second, _) = sides
-    _require(first == second and ("hada_t1" in shapes) == ("hada_t2" in shapes))
+    (first, rank), (second, other) = sides
+    _require(first == second and rank == other and ("hada_t1" in shapes) == ("hada_t2" in shapes))
     return first, rank
 
 
@@ -90,6 +90,7 @@ def _kronecker(shapes: Mapping[str, Shape]) -> tuple[Shape, int]:
             ranks.append(rank)
         halves.append(whole)
     first, second = halves
+    _require(len(set(ranks)) <= 1)
     _require(len(first) == 2 <= len(second))
     return (first[0] * second[0], first[1] * second[1], *second[2:]), ranks[0] if ranks else 0
 

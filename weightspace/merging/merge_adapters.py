@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from weightspace.checkpoints.fetching import local_path
+from weightspace.checkpoints.fetching import fetched_path
 from weightspace.checkpoints.reader import CheckpointReader
 from weightspace.errors import WeightspaceError
 from weightspace.lora.adapter import Adapter, Factors
@@ -92,7 +92,7 @@ def merge_adapters(
     options |= {name: value for name, value in (("density", density), ("lambda", lambda_)) if value is not None}
     merging = AdapterMethod(method, inner, weights, options, len(adapters))
     _check_rank(rank)
-    read = [read_adapter(local_path(adapter)) for adapter in adapters]
+    read = [read_adapter(fetched_path(adapter)) for adapter in adapters]
     written = chosen_format(format, read)
     check_output(out, written)
     warn_of_other_bases(read)

@@ -22,7 +22,7 @@ _ENDS = {
 
 _ROLE = re.compile(rf"(?P<module>.+)\.(?P<end>{'|'.join(map(re.escape, _ENDS))})")
 
-#: Product -> roles that it needs, and those that it may have. The first of the needed ones tells it apart.
+#: Product -> roles that it needs, and those that it may have.
 PRODUCTS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "low-rank": (("A", "B"), ("mid",)),
     "hadamard": (("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b"), ("hada_t1", "hada_t2")),

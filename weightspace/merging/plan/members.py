@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from weightspace.checkpoints.atomic_write import one_line_errors
-from weightspace.checkpoints.fetching import local_path
+from weightspace.checkpoints.fetching import fetched_path, local_path
 from weightspace.checkpoints.hub_names import hub_model
 from weightspace.checkpoints.metadata import CheckpointMetadata, read_contents
 from weightspace.checkpoints.quantised.view import dequantised
@@ -128,7 +128,7 @@ def split_adapter(source: str, intermediates: Mapping[str, Intermediate]) -> tup
 
 def _adapter_path(source: str, adapter: str) -> Path:
     """Return the folder or file of an adapter."""
-    path = local_path(adapter)
+    path = fetched_path(adapter)  # alphas are read while planning
     if not path.exists():
         raise CheckpointError(
             f"{source}: there is no {adapter}. Expected MODEL+ADAPTER with the folder or file of a LoRA adapter."
