@@ -11,6 +11,8 @@ from weightspace.cli.printing import echo
 from weightspace.cli.progress import progress
 from weightspace.cli.reports import echo_files, echo_report, files_of
 
+from weightspace.lora.formats.module import ADAPTER_FORMATS
+
 
 @commands.command("merge-adapters")
 @click.argument("adapters", nargs=-1, required=True, metavar="ADAPTER…")
@@ -31,7 +33,7 @@ from weightspace.cli.reports import echo_files, echo_report, files_of
 @click.option(
     "--format",
     "written",
-    type=Choice(["peft", "kohya", "diffusers"]),
+    type=Choice(list(ADAPTER_FORMATS)),
     metavar="FORMAT",
     help="Format to write: peft (a folder), kohya or diffusers (a file). [that of the inputs]",
 )

@@ -119,6 +119,13 @@ REFUSED: dict[str, tuple[dict[str, tuple[int, ...]], dict[str, Tensor], str]] = 
     ),
     "a missing module": ({"a.b.weight": (3, 5)}, pair("lora_unet_a_c"), "changes 'lora_unet_a_c.weight', which"),
     "another shape": ({"a.b.weight": (4, 5)}, pair("lora_unet_a_b"), r"of shape \(3, 5\), but"),
+    "magnitudes of a convolution's inputs for a linear layer": (
+        {"x.weight": (3, 18)},
+        {f"lora_unet_x.hada_w{side}_a": torch.ones(3, 2) for side in "12"}
+        | {f"lora_unet_x.hada_w{side}_b": torch.ones(2, 18) for side in "12"}
+        | {"lora_unet_x.dora_scale": torch.ones(1, 2, 1, 1)},
+        "2 magnitudes of DoRA",
+    ),
     "two components that a model may be": (
         {"a.b.weight": (3, 5)},
         pair("lora_te1_a_b") | pair("lora_te2_a_b"),

@@ -102,7 +102,7 @@ def test_two_kohya_files_of_other_ranks_become_one_that_diffusers_loads(
         torch.testing.assert_close(weight, expected[name], rtol=0, atol=1e-6, msg=name)
 
 
-@pytest.mark.parametrize("spelling", ["lora_A", "processor"])
+@pytest.mark.parametrize("spelling", ["lora_A", "dora", "processor"])
 def test_files_of_diffusers_are_read_as_diffusers_reads_them(
     spelling: str, model: UNet2DConditionModel, tmp_path: Path
 ) -> None:
@@ -111,8 +111,10 @@ def test_files_of_diffusers_are_read_as_diffusers_reads_them(
     state = {}
     for name, module in chosen.items():
         a, b = factors(module.weight, 2)
-        if spelling == "lora_A":
+        if spelling != "processor":
             state |= {f"unet.{name}.lora_A.weight": a, f"unet.{name}.lora_B.weight": b}
+            if spelling == "dora":
+                state[f"unet.{name}.lora_magnitude_vector"] = torch.rand(len(b)) + 0.5
             continue
         front, _, last = name.removesuffix(".0").rpartition(".")
         old = f"unet.{front}.processor.{last}_lora"

@@ -87,8 +87,13 @@ def located_modules(adapter: Adapter, shapes: Shapes, source: str) -> Adapter:
                 f"{source}: {adapter.path} changes {target!r} and {owners[place]!r}, which are the same tensor, "
                 f"{place.name!r}, of the model. Expected one of them; is this adapter for that model?"
             )
-        fits = place.name in shapes and fits_shape(own, place.shape(shapes))
-        own = replace(own, shape=place.shape(shapes)) if fits else own
+        if place.name in shapes and fits_shape(own, place.shape(shapes)):
+            own = replace(own, shape=place.shape(shapes))
+        elif place.name in shapes and own.shape == place.shape(shapes):
+            raise CheckpointError(
+                f"{source}: {adapter.path} has {own.magnitudes} magnitudes of DoRA for {place.name!r} of shape "
+                f"{own.shape}; expected one per output or per input. Is this adapter for that model?"
+            )
         if place.third is not None:
             _check_third(adapter, target, own, place, shapes, source)
             own = _stacked(factors.get(place.name), own, place, shapes)

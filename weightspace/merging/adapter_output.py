@@ -17,7 +17,7 @@ from weightspace.checkpoints.provenance import described
 from weightspace.errors import CheckpointError, WeightspaceError
 from weightspace.lora.adapter import Adapter, Factors
 from weightspace.lora.file_names import diffusers_names, kohya_names, peft_names
-from weightspace.lora.formats.module import Module
+from weightspace.lora.formats.module import ADAPTER_FORMATS, Module
 from weightspace.lora.layout import fused_names
 from weightspace.lora.low_rank import filled_up, wide_dtype
 from weightspace.lora.write import (
@@ -29,9 +29,6 @@ from weightspace.lora.write import (
     write_adapter,
 )
 from weightspace.suggestions import unknown
-
-#: Formats of adapters, in which they are read and written.
-ADAPTER_FORMATS = ("peft", "kohya", "diffusers")
 
 #: Tensor of the model -> merged ``B`` and ``A``.
 Merged = dict[str, tuple[Tensor, Tensor]]

@@ -11,6 +11,9 @@ import re
 from dataclasses import dataclass
 from functools import cache
 
+#: Formats of adapters, in which they are read and written.
+ADAPTER_FORMATS = ("peft", "kohya", "diffusers")
+
 #: The network that removes the noise: a U-Net or a transformer.
 DENOISER = "denoiser"
 
