@@ -12,7 +12,7 @@ import torch
 
 import weightspace as ws
 from weightspace.checkpoints import summarise
-from weightspace.checkpoints.metadata import read_contents
+from weightspace.checkpoints.read_metadata import read_contents
 from weightspace.errors import CheckpointError
 
 

@@ -29,8 +29,8 @@ _TORCH_ENDINGS = (*TORCH_SUFFIXES, ".ckpt", ".th", ".pkl", ".pth.tar", ".model")
 #: Largest file beside the weights to download with a model, in bytes.
 _LARGEST_COMPANION = 2**28
 
-#: Files of a LoRA adapter, whose weights are small.
-_ADAPTER = ("adapter_config.json", "adapter_model.safetensors", "adapter_model.bin")
+#: Files of a LoRA adapter in a folder of PEFT or of diffusers, whose weights are small.
+_ADAPTER = ("adapter_config.json", "adapter_model.safetensors", "adapter_model.bin", "pytorch_lora_weights.safetensors")
 
 
 def local_path(source: str | os.PathLike[str], *, weights: bool = True) -> Path:
@@ -135,7 +135,7 @@ def _wanted(url: str, listing: dict[str, RemoteFile], is_folder: bool, weights: 
             suffix = Path(entrance.removesuffix(".index.json")).suffix
             kept = {name: file for name, file in listing.items() if name.endswith(suffix) and "/" not in name}
             found |= {entrance: listing[entrance]} | (kept if entrance.endswith(".json") else {})
-        elif weights and "adapter_config.json" not in listing:
+        elif weights and not listing.keys() & {"adapter_config.json", "pytorch_lora_weights.safetensors"}:
             others = sorted(name for name in listing if name.lower().endswith(endings))
             hint = f" It holds {', '.join(others[:3])}: name the file itself." if others else ""
             raise CheckpointError(f"{url} holds no checkpoint: expected one of {', '.join(ENTRANCES)}.{hint}")

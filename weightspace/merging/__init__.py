@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING
 from weightspace.lazy import resolver
 
 if TYPE_CHECKING:
+    from weightspace.merging.adapter_method import ADAPTER_METHODS
     from weightspace.merging.in_memory import merge
     from weightspace.merging.interpolate import interpolate
     from weightspace.merging.least_squares import least_squares
-    from weightspace.merging.merge_adapters import ADAPTER_METHODS, AdapterMergeReport, merge_adapters
+    from weightspace.merging.merge_adapters import AdapterMergeReport, merge_adapters
     from weightspace.merging.merge_files import merge_files
     from weightspace.merging.methods import METHODS, Method
     from weightspace.merging.moe.build import build_moe
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 
 #: Public name -> the file that defines it.
 _HOMES = {
-    "ADAPTER_METHODS": "merge_adapters",
+    "ADAPTER_METHODS": "adapter_method",
     "AdapterMergeReport": "merge_adapters",
     "METHODS": "methods",
     "Alignment": "out_of_core.aligning",

@@ -12,7 +12,7 @@ import torch
 import weightspace as ws
 from weightspace.checkpoints.gguf.block_types import BY_NAME
 from weightspace.checkpoints.gguf.dequantise import dequantise
-from weightspace.checkpoints.metadata import read_contents
+from weightspace.checkpoints.read_metadata import read_contents
 from weightspace.checkpoints.reader import CheckpointReader
 
 QUANTISED = [name for name, kind in BY_NAME.items() if kind.dtype is None]

@@ -101,7 +101,12 @@ def _factor_memory(plan: Plan, ref: Ref) -> int:
         return 0
     rows = factors.shape[0]
     columns = math.prod(factors.shape[1:])
-    return 8 * (2 * factors.rank * (rows + columns) + max(columns, CHUNK))
+    held = 2 * factors.rank * (rows + columns)
+    adapter = plan.members[ref[0]].adapter
+    if factors.product != "low-rank" and adapter is not None:
+        held = 3 * held + 3 * sum(adapter.contents.tensors[name].numel for name in factors.names.values())
+    decomposition = 0 if factors.axis is None else 4 * CHUNK + 3 * factors.shape[factors.axis]
+    return 8 * (held + max(columns, CHUNK) + decomposition)
 
 
 def _job_memory(plan: Plan, job: Job) -> int:

@@ -303,7 +303,7 @@ class Plan:
         own = contents.stored_bytes(ref[1]) if ref[1] in contents.tensors else self.info(ref).nbytes
         if factors is None or adapter is None:
             return own
-        return own + sum(adapter.contents.tensors[name].nbytes for name in (factors.a_name, factors.b_name))
+        return own + sum(adapter.contents.tensors[name].nbytes for name in factors.names.values())
 
 
 def inputs_of(members: Iterable[Member]) -> tuple[tuple[Path, tuple[Path, ...]], ...]:
