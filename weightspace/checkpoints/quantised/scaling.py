@@ -140,6 +140,27 @@ def float32(elements: Tensor) -> Tensor:
     return found
 
 
+def powers_of_two(codes: Tensor) -> Tensor:
+    """Return E8M0 numbers, as such or as bytes, in float32: powers of two with biased exponents; the last code is NaN."""
+    import torch
+
+    return codes.view(torch.float8_e8m0fnu).to(torch.float32)
+
+
+class PowersOfTwo:
+    """E8M0 numbers, as such or as bytes, read by ranges of elements, in float32."""
+
+    def __init__(self, codes: RangeReader) -> None:
+        import torch
+
+        self.dtype, self.shape = torch.float32, codes.shape
+        self._codes = codes
+
+    def read(self, start: int, stop: int) -> Tensor:
+        """Return the elements from ``start`` up to ``stop``, 1-D."""
+        return powers_of_two(self._codes.read(start, stop))
+
+
 @cache
 def _table(dtype: torch.dtype) -> Tensor:
     """Return the numbers of an FP8 dtype by their codes."""
