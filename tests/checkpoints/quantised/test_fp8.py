@@ -73,7 +73,7 @@ E8M0 = torch.float8_e8m0fnu
 
 
 def exponents(*shape: int) -> Tensor:
-    """Return codes of powers of two: some numbers near 1, and the smallest power of two, which float32 can only just hold."""
+    """Return codes of powers of two: some near 1, and the smallest, which is subnormal in float32."""
     codes = torch.randint(110, 140, shape, generator=torch.Generator().manual_seed(2), dtype=torch.uint8)
     codes.view(-1)[0] = 0
     return codes

@@ -141,7 +141,7 @@ def float32(elements: Tensor) -> Tensor:
 
 
 def powers_of_two(codes: Tensor) -> Tensor:
-    """Return E8M0 numbers, as such or as bytes, in float32: powers of two with biased exponents; the last code is NaN."""
+    """Return E8M0 numbers, as such or as bytes, in float32: powers of two with biased exponents; code 255 is NaN."""
     import torch
 
     return codes.view(torch.float8_e8m0fnu).to(torch.float32)
