@@ -116,7 +116,7 @@ def make_plan(
     check_evidence(row, members, _models(recipe, members), jobs)
     _check_tokens(source, members, jobs, donor, note)
     quantise = None if options.intermediate else output_quantisation(recipe, members, options.output, out)
-    jobs = with_quantisation(jobs, named.tied, members, quantise, options.output, out, note)
+    jobs = with_quantisation(jobs, named.tied, members, quantise, options.output, out, donor, note)
     tokenizer, file = None if source is None else source.folder, _weights_file(out)
     sliced, moved = bool(named.stackings), vocabulary is not None
     companions = compare_folders(members, donor, note, sliced=sliced, moved=moved, copied=file is None)

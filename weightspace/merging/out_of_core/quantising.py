@@ -23,12 +23,12 @@ Chunks = Iterator[tuple[int, Tensor]]
 
 
 def quantised(
-    shape: tuple[int, ...], scales: Scales, chunks: Callable[[], Chunks]
+    shape: tuple[int, int], scales: Scales, chunks: Callable[[], Chunks]
 ) -> Iterator[tuple[int, Tensor, int, Tensor]]:
     """Yield ranges of a quantised matrix with the scales of their blocks.
 
     Args:
-        shape: rows and columns of the matrix.
+        shape: rows and columns of the matrix, or of all matrices of a stack below each other.
         scales: the blocks that have a scale each; they divide the matrix.
         chunks: returns the chunks of the matrix; called twice for a large matrix with a single scale.
 
