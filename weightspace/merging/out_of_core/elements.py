@@ -67,7 +67,9 @@ def written_elements(job: Job, sources: Sources, global_arguments: GlobalArgumen
             yield job.offset + start * elements.itemsize, elements
         return
     wide = replace(job, info=replace(job.info, dtype="F32"), scales=None)
-    ranges = quantised(job.info.shape, job.scales, lambda: elements_of(wide, sources, global_arguments))
+    columns = job.info.shape[-1]
+    shape = job.info.numel // columns, columns
+    ranges = quantised(shape, job.scales, lambda: elements_of(wide, sources, global_arguments))
     for start, elements, first, scales in ranges:
         yield job.offset + start, elements
         yield job.scales.offset + first * scales.itemsize, scales

@@ -49,8 +49,7 @@ def finish_folder(plan: Plan, parts: Path, metadata: Mapping[str, str]) -> None:
 
 def _index(plan: Plan, metadata: Mapping[str, str]) -> dict[str, Any]:
     """Return the index of the shards."""
-    places = {job.name: plan.shards[job.shard].name for job in plan.jobs}
-    places |= {job.scales.name: plan.shards[job.shard].name for job in plan.jobs if job.scales is not None}
+    places = {name: plan.shards[job.shard].name for job in plan.jobs for name in job.written}
     places |= {alias: places[owner] for alias, owner in plan.tied.items()}
     return {"metadata": {"total_size": plan.tensor_bytes, **metadata}, "weight_map": places}
 

@@ -117,7 +117,7 @@ def make_plan(
     quantise = None if options.intermediate else output_quantisation(recipe, members, options.output, out)
     template = None if options.intermediate else gguf_template(recipe, members, out)
     if template is None:
-        jobs = with_quantisation(jobs, named.tied, members, quantise, options.output, out, note)
+        jobs = with_quantisation(jobs, named.tied, members, quantise, options.output, out, donor, note)
     else:
         jobs = packed_jobs(template, jobs, named.tied, quantise, options.output, note)
     tokenizer, file = None if source is None else source.folder, weights_file(out)

@@ -162,7 +162,7 @@ def report(
         str(out),
         plan.method.name,
         (out.name,) if _is_converted(out) else tuple(shard.name for shard in plan.shards),
-        len(plan.jobs) + sum(job.scales is not None for job in plan.jobs),
+        sum(len(job.written) for job in plan.jobs),
         resumed,
         plan.read_bytes,
         plan.written_bytes,

@@ -73,7 +73,7 @@ def _quantising_memory(job: Job) -> int:
     if job.scales is None or job.scales.block == shape:
         held = 4 * numel if numel <= HELD else 0
         return held + _QUANTISING * min(numel, _BLOCK)
-    return _QUANTISING * min(numel, job.scales.block[0] * shape[1] + _BLOCK)
+    return _QUANTISING * min(numel, job.scales.block[0] * shape[-1] + _BLOCK)
 
 
 def _packing_memory(job: Job, packed: Packed) -> int:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
 from weightspace.checkpoints.hf_folder import WEIGHTS
@@ -43,7 +44,7 @@ def lay_out(
         )
         record = {alias: owner for alias, owner in tied.items() if owner in entries}
         header = encode_header(
-            entries,
+            {name: entry for index in group for name, entry in _written(jobs[index], entries)},
             {"format": "pt", **(metadata if single else {}), **({TIED: json.dumps(record)} if record else {})},
         )
         for index in group:
@@ -56,6 +57,22 @@ def lay_out(
 def _tensors(job: Job) -> list[tuple[str, TensorInfo]]:
     """Return name and type of a job's tensor and of its scales."""
     return [(job.name, job.info), *([] if job.scales is None else [(job.scales.name, job.scales.info)])]
+
+
+def _written(job: Job, entries: Mapping[str, Entry]) -> Iterator[tuple[str, Entry]]:
+    """Yield names and entries of the tensors that a job writes; a stack of matrices is divided into these."""
+    count = 1 if job.scales is None else len(job.scales.matrices)
+    wholes = [entries[name] for name, _ in _tensors(job) for _ in range(count)]
+    for index, (name, whole) in enumerate(zip(job.written, wholes, strict=True)):
+        yield name, whole if count == 1 else _part(whole, index % count, count)
+
+
+def _part(whole: Entry, index: int, count: int) -> Entry:
+    """Return the entry of one of several matrices, or of its scales, in that of a stack of them."""
+    size = (whole.end - whole.start) // count
+    *leading, last = whole.shape
+    shape = (math.prod(leading) // count, last) if leading else (last // count,)
+    return Entry(whole.dtype, shape, whole.start + index * size, whole.start + (index + 1) * size)
 
 
 def _placed(job: Job, shard: int, start: int, entries: Mapping[str, Entry]) -> Job:

@@ -90,15 +90,18 @@ class Scales:
     """The scales of a quantised tensor of the output, written beside it.
 
     Attributes:
-        name: name of their tensor.
+        name: name of their tensor: that of the quantised one, with an ending.
         info: its dtype and shape.
         block: rows and columns of a block that has a scale.
+        matrices: names of the matrices that the quantised tensor is written as, in order, each with its own scales:
+            itself, or those of a stack.
         offset: offset of its first byte in the shard.
     """
 
     name: str
     info: TensorInfo
     block: tuple[int, int]
+    matrices: tuple[str, ...]
     offset: int = 0
 
 
@@ -166,6 +169,14 @@ class Job:
         if self.packed is not None:
             return self.packed.nbytes
         return self.info.nbytes + (0 if self.scales is None else self.scales.info.nbytes)
+
+    @property
+    def written(self) -> tuple[str, ...]:
+        """Names of the tensors that it writes, including scales."""
+        if self.scales is None:
+            return (self.name,)
+        ending = self.scales.name.removeprefix(self.name)
+        return tuple(name + end for end in ("", ending) for name in self.scales.matrices)
 
     @property
     def models(self) -> tuple[Ref, ...]:

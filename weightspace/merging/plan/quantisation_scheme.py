@@ -63,11 +63,11 @@ def _tensor_scheme(tensor: QuantisedTensor) -> str | None:
     """Return the scheme of a quantised matrix, or None."""
     scales, grid = tensor.parts.get("scales"), tensor.settings.get("grid")
     is_fp8 = "values" in tensor.parts and tensor.parts["values"].info.dtype == "F8_E4M3"
-    if not is_fp8 or scales is None or grid is None or tensor.left_out or len(tensor.shape) != 2:
+    if not is_fp8 or scales is None or grid is None or tensor.left_out or len(tensor.shape) < 2:
         return None
     last = scales.name.rpartition(".")[2]
     block = grid.block_rows, grid.block_columns
-    if last == "weight_scale_inv":
+    if last.endswith("_scale_inv"):
         return "fp8-block" if block == (min(grid.rows, BLOCK), min(grid.columns, BLOCK)) else None
     if last != "weight_scale" or grid.block_columns != grid.columns:
         return None
