@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from weightspace.checkpoints import StateDict, check_compatible
+from weightspace.checkpoints.expert_layout import expert_layout
 from weightspace.tasks.protocol import Task
 
 
@@ -33,10 +34,14 @@ def check_belongs(task: Task, network: nn.Module, state: StateDict, name: str) -
 def network_with(task: Task, state: StateDict, name: str = "the checkpoint") -> nn.Module:
     """Return a new network of the task with these weights, in evaluation mode.
 
+    Experts may be separate, as in files of transformers, where the network has them stacked.
+
     Raises:
         CheckpointError: the names or shapes of the weights differ from the network's.
     """
     network = blank_network(task)
+    shapes = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
+    state = expert_layout(shapes, state).stacked(state)
     check_belongs(task, network, state, name)
     network.load_state_dict(state)
     return network
