@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from weightspace.checkpoints import StateDict, check_compatible
-from weightspace.checkpoints.expert_layout import expert_layout
+from weightspace.checkpoints.expert_layout import ExpertLayout, expert_layout
 from weightspace.tasks.protocol import Task
 
 
@@ -14,6 +14,11 @@ def blank_network(task: Task) -> nn.Module:
     """Return a new network of the task in evaluation mode, whose random weights are to be overwritten."""
     with torch.random.fork_rng(devices=[]):
         return task.network().eval()
+
+
+def experts_for(network: nn.Module, state: StateDict) -> ExpertLayout:
+    """Return how a state dict names the experts of a network."""
+    return expert_layout({name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}, state)
 
 
 def check_belongs(task: Task, network: nn.Module, state: StateDict, name: str) -> None:
@@ -40,8 +45,7 @@ def network_with(task: Task, state: StateDict, name: str = "the checkpoint") -> 
         CheckpointError: the names or shapes of the weights differ from the network's.
     """
     network = blank_network(task)
-    shapes = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
-    state = expert_layout(shapes, state).stacked(state)
+    state = experts_for(network, state).stacked(state)
     check_belongs(task, network, state, name)
     network.load_state_dict(state)
     return network

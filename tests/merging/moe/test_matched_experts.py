@@ -1,5 +1,6 @@
 """Experts are matched before a merge: planted orders of experts and of their hidden units are undone, in files too."""
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -151,6 +152,42 @@ def test_experts_of_a_group_move_with_their_group() -> None:
     torch.testing.assert_close(logits("b"), logits("a"), rtol=1e-10, atol=1e-10)
     _, aligned = ws.match(spec, state, moved).apply(state, moved)
     assert all(torch.equal(aligned[name], tensor) for name, tensor in state.items())
+
+
+TASK = """
+import torch, transformers
+
+class Tokens:
+    name, objective, example_args = "tokens", "loss", (torch.arange(3, 11)[None],)
+
+    def network(self):
+        return transformers.MixtralForCausalLM(transformers.MixtralConfig.from_pretrained("a"))
+
+    def batches(self, split, seed):
+        return iter(torch.randint(3, 31, (8, 9), generator=torch.Generator().manual_seed(seed)).split(4))
+
+    def loss(self, module, batch):
+        return module(batch, labels=batch).loss
+
+    def score(self, module, split="test"):
+        with torch.no_grad():
+            return {"loss": float(self.loss(module, next(self.batches(split, 0))))}
+
+task = Tokens()
+"""
+
+
+@pytest.mark.filterwarnings("ignore::weightspace.WeightspaceWarning")
+def test_folders_are_scored_on_a_task() -> None:
+    save_model("Mixtral", "a")
+    ws.save_checkpoint(shuffled(ws.load_checkpoint("a")), "b", companions_from="a")
+    Path("tokens.py").write_text(TASK)
+    command = "merge a b --align activation-then-weights --task tokens.py:task -o merged --json"
+    result = CliRunner().invoke(cli.main, command.split())
+    assert result.exit_code == 0, result.output
+    report = json.loads(result.stdout)
+    assert len({round(scores["loss"], 5) for scores in report["scores"].values()}) == 1
+    assert report["barriers"]["b"]["loss"] == pytest.approx(0, abs=1e-5)
 
 
 @pytest.mark.parametrize("name", ["Mixtral", "Qwen3Moe", "DeepseekV3"])
