@@ -310,7 +310,7 @@ def match_many(
     layouts = [_experts_for(spec, state) for state in states]
     stacked = [layout.stacked(state) for layout, state in zip(layouts, states, strict=True)]
     found = function(spec, stacked, task=task, seed=seed, on_progress=on_progress, **keywords)
-    return replace(found, merged=layouts[0].separate(found.merged)) if layouts else found
+    return replace(found, merged=layouts[0].separate(found.merged))
 
 
 def check_task(row: MatchingMethod, task: Task | None) -> None:
@@ -324,11 +324,10 @@ def check_task(row: MatchingMethod, task: Task | None) -> None:
 
 
 def _experts_for(spec: PermutationSpec | SymmetrySpec, state: StateDict) -> ExpertLayout:
-    """Return how a checkpoint names the experts of a spec's network; anything else is for the method to refuse."""
-    from weightspace.checkpoints.expert_layout import ExpertLayout
+    """Return how a checkpoint names the experts of a spec's network."""
     from weightspace.symmetry.permutation import experts_for
 
-    return experts_for(spec, state) if isinstance(state, Mapping) and hasattr(spec, "axes") else ExpertLayout()
+    return experts_for(spec, state)
 
 
 def _warn_of_attention(row: MatchingMethod, spec: PermutationSpec | SymmetrySpec) -> None:

@@ -229,8 +229,11 @@ def permute(spec: PermutationSpec, permutation: Permutation, state: StateDict) -
 
 
 def experts_for(spec: Spec, state: Mapping[str, Tensor]) -> ExpertLayout:
-    """Return how a checkpoint names the experts of a spec's network."""
-    return expert_layout({name: spec.shape(name) for name in spec.axes}, state)
+    """Return how a checkpoint names the experts of a spec's network; wrong arguments are for the caller to refuse."""
+    axes = getattr(spec, "axes", {})
+    if not isinstance(state, Mapping) or axes.keys() <= state.keys():
+        return ExpertLayout()
+    return expert_layout({name: spec.shape(name) for name in axes}, state)
 
 
 def check_fits(spec: Spec, state: Mapping[str, Tensor], label: str = "The checkpoint") -> None:

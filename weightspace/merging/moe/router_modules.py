@@ -81,9 +81,8 @@ def _are_probabilities(weights: Tensor, probabilities: Tensor) -> bool:
     if len(weights) != len(probabilities) or chosen > probabilities.shape[-1] or not bool((weights > 0).all()):
         return False
     ratio = weights.sort(-1, descending=True).values / probabilities.topk(chosen).values
-    return torch.allclose(ratio, ratio[:1, :1] if chosen == 1 else ratio[:, :1], rtol=1e-2) or bool(
-        (weights == 1).all()
-    )
+    factor = ratio[:1] if chosen == 1 else ratio[:, :1]
+    return bool((weights == 1).all()) or torch.allclose(ratio, factor.expand_as(ratio), rtol=1e-2)
 
 
 def bias_of(router: Any) -> Tensor | None:
