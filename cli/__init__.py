@@ -31,6 +31,7 @@ COMMANDS: Mapping[str, str] = {
     "merge": "Merge checkpoints, optionally aligning them first.",
     "transplant": "Give a model another model's vocabulary.",
     "moe": "Build a mixture of experts from dense models.",
+    "calibrate-routers": "Fit the routers of a merged mixture of experts to those of its parents.",
     "extract-lora": "Extract a LoRA adapter from a fine-tuned checkpoint.",
     "merge-adapters": "Merge LoRA adapters of one model into one.",
     "spectrum": "Show singular values, and compare the singular vectors of two networks.",

@@ -35,7 +35,7 @@ _ENGINES = ("grid", "random", "cma-es", "tpe", "nsga2")
     metavar="FILE",
     help="YAML file of searched values by place in the recipe, such as 'parameters.t: {search: [0, 1]}'.",
 )
-@options.task(required=False, several=True)
+@options.task(required=False, several="several give a Pareto front")
 @click.option(
     "--score",
     metavar="COMMAND",
@@ -78,7 +78,7 @@ _ENGINES = ("grid", "random", "cma-es", "tpe", "nsga2")
 @options.as_json
 def command(
     recipe: str,
-    task: tuple[str, ...],
+    tasks: tuple[str, ...],
     data: Path | None,
     output: str,
     reports: tuple[str, ...],
@@ -98,27 +98,27 @@ def command(
       weightspace search recipe.yml --score 'python score.py {model}' --mode min --trials 30 -o best
       weightspace search recipe.yml --task math.py:task --task code.py:task -o best --report front.png
     """
-    command_score = _check(task, reports, said)
+    command_score = _check(tasks, reports, said)
     options.check_inputs(recipe, said["space"])
     for path in (output, *reports):
-        options.check_apart(path, recipe, said["space"], *task)
+        options.check_apart(path, recipe, said["space"], *tasks)
     from weightspace.searching.references import models_of
 
     for path in (output, *reports):
         options.check_apart(path, *models_of(recipe))
-    tasks = [networks.load_any_task(name, data, device=said["device"]) for name in task]
-    found = [one for one in tasks if one is not None]
+    loaded = [networks.load_any_task(name, data, device=said["device"]) for name in tasks]
+    found = [task for task in loaded if task is not None]
     report = _searched(recipe, command_score or found, said)
     _write(report, output, found, said)
     _save(report, reports)
     _show(report, output, reports, as_json=as_json)
 
 
-def _check(task: Sequence[str], reports: Sequence[str], said: Mapping[str, Any]) -> CommandScore | None:
+def _check(tasks: Sequence[str], reports: Sequence[str], said: Mapping[str, Any]) -> CommandScore | None:
     """Check that the options are consistent; return the command that scores, if there is one."""
-    if bool(task) == (said["score"] is not None):
+    if bool(tasks) == (said["score"] is not None):
         raise WeightspaceError("A search needs either --task or --score, to score the merges. Give one of the two.")
-    if not task:
+    if not tasks:
         options.check_effect(["device", "data", "statistics", "halving", "gpus"], "without --task")
     for path in reports:
         if Path(path).suffix.lower() not in (*PICTURES, *_SAVED):

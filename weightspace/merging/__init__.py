@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from weightspace.merging.merge_files import merge_files
     from weightspace.merging.methods import METHODS, Method
     from weightspace.merging.moe.build import build_moe
+    from weightspace.merging.moe.router_calibration import calibrate_routers
     from weightspace.merging.out_of_core.aligning import Alignment
     from weightspace.merging.out_of_core.run import Finish, MergeReport
     from weightspace.merging.plan.options import ExecutionOptions, OutputOptions, ReadingOptions
@@ -42,6 +43,7 @@ _HOMES = {
     "Reproduction": "reproduce",
     "SourceDifferences": "source_differences",
     "build_moe": "moe.build",
+    "calibrate_routers": "moe.router_calibration",
     "interpolate": "interpolate",
     "least_squares": "least_squares",
     "merge": "in_memory",
@@ -68,6 +70,7 @@ __all__ = [
     "Reproduction",
     "SourceDifferences",
     "build_moe",
+    "calibrate_routers",
     "interpolate",
     "least_squares",
     "merge",
