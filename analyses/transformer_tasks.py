@@ -11,6 +11,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import cast
@@ -25,6 +26,8 @@ from weightspace.labels.wordnet import read_wordnet, wordnet_folder
 from weightspace.tasks import ClassificationTask, Examples, Split, TrainConfig
 from weightspace.zoo.fashion import fashion_examples, fashion_folder
 from weightspace.zoo.fashion_clip import CLASS_NAMES
+from weightspace.zoo.glosses import llama_glosses
+from weightspace.zoo.language_task import LanguageTask
 
 #: The texts of a class.
 TEMPLATES = ("a photo of a {}.", "a picture of a {}.")
@@ -173,12 +176,25 @@ def glosses(*, norm_first: bool) -> ClassificationTask:
     )
 
 
+def llama_of_width(width: int) -> LanguageTask:
+    """Return the task ``llama-glosses`` for Llamas of another width."""
+    return replace(llama_glosses(width=width), name=f"llama-glosses-{width}")
+
+
+#: Task of Llamas -> width of the residual stream.
+LLAMA_WIDTHS: Mapping[str, int] = {
+    "llama-glosses-48": 48,
+    "llama-glosses": 96,
+    "llama-glosses-192": 192,
+    "llama-glosses-384": 384,
+}
 #: Name -> task that the library does not have.
-FURTHER: Mapping[str, Callable[[], ClassificationTask]] = {
+FURTHER: Mapping[str, Callable[[], BuiltInTask]] = {
     "clip-fashion": partial(clip_fashion, ln_pre=False),
     "clip-fashion-ln-pre": partial(clip_fashion, ln_pre=True),
     "glosses-pre-norm": partial(glosses, norm_first=True),
     "glosses-post-norm": partial(glosses, norm_first=False),
+    **{name: partial(llama_of_width, width) for name, width in LLAMA_WIDTHS.items() if name != "llama-glosses"},
 }
 #: The tasks that results are kept of.
 TASKS = ("vit-fashion", "clip-fashion", "clip-fashion-ln-pre", "glosses-post-norm", "llama-glosses")

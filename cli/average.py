@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import math
 import re
-import shlex
-import subprocess
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -21,6 +18,7 @@ from weightspace.cli.reports import echo_files, echo_report, files_of
 from weightspace.cli.soup_table import check_reports
 
 from weightspace import WeightspaceError
+from weightspace.searching.command_score import CommandScore
 
 if TYPE_CHECKING:
     from weightspace.merging import MergeReport
@@ -51,7 +49,7 @@ _MODEL = "{model}"
 @click.option(
     "--score",
     metavar="COMMAND",
-    help=f"Command that scores the checkpoint {_MODEL}; the last number that it prints is the score.",
+    help="Command that scores the checkpoint {model}; the last number that it prints is the score.",
 )
 @options.mode
 @click.option("--best", is_flag=True, help="Write the average with the best score, not that of all.")
@@ -60,9 +58,9 @@ _MODEL = "{model}"
 @click.option(
     "--report", "reports", multiple=True, metavar="FILE", help="Plot or save the scores: .png, .svg, .pdf or .json."
 )
-@options.output("Checkpoint to write (.safetensors, .pt, or a Hugging Face folder).")
+@options.output("Checkpoint to write (.safetensors, .pt, .dcp, or a Hugging Face folder).")
 @click.option("--dtype", metavar="DTYPE", help="Dtype of the output. [that of the checkpoints]")
-@click.option("--key", metavar="NAME", help="Entry of the torch files that holds the state dict.")
+@click.option("--key", metavar="NAME", help="Entry of the torch files or DCP folders that holds the model.")
 @click.option(
     "--lenient", is_flag=True, help="Average tensors that a checkpoint lacks over the others, with a warning."
 )
@@ -100,6 +98,7 @@ def command(run: str, task: str | None, data: Path | None, output: str, as_json:
       weightspace average run --score 'python score.py {model}' --mode min --best -o best.safetensors
     """
     scores = _check(task, said)
+    by_command = None if said["score"] is None else CommandScore(said["score"])
     check_reports(said["reports"])
     window = _window(said["window"])
     options.check_inputs(run)
@@ -113,8 +112,9 @@ def command(run: str, task: str | None, data: Path | None, output: str, as_json:
         options.check_apart(path, *(checkpoint.path for checkpoint in find_checkpoints(run, pattern=said["pattern"])))
     judge = None if said["dry_run"] else networks.load_any_task(task, data, device=said["device"])
     windows = None
-    if scores and not said["dry_run"]:
-        windows = _scored(found, judge or command_score(said["score"]), said)
+    scorer = judge or by_command
+    if scores and scorer is not None and not said["dry_run"]:
+        windows = _scored(found, scorer, said)
         found = found[-windows.best :] if said["best"] else found
     report = _averaged(found, output, judge, said)
     _show(report, found, windows, said, as_json=as_json)
@@ -147,8 +147,6 @@ def _check(task: str | None, said: dict[str, Any]) -> bool:
     """Check that the options are consistent; return whether windows are scored."""
     if task is not None and said["score"] is not None:
         raise WeightspaceError("--task and --score both score the averages. Give one of the two.")
-    if said["score"] is not None and _MODEL not in said["score"]:
-        raise WeightspaceError(f"--score needs {_MODEL} in place of the checkpoint; found {said['score']!r}.")
     if said["score"] is not None:
         options.check_effect(["cache"], "with --score, whose scores are not cached")
     if task is None:
@@ -211,27 +209,6 @@ def _scored(
 
             draw_windows(windows, path)
     return windows
-
-
-def command_score(command: str) -> Callable[[Path], float]:
-    """Return a function that runs a command on a checkpoint and returns the last number that it prints."""
-
-    def score(path: Path) -> float:
-        words = [word.replace(_MODEL, str(path)) for word in shlex.split(command)]
-        try:
-            done = subprocess.run(words, capture_output=True, text=True, errors="replace", check=False)
-        except OSError as error:
-            raise WeightspaceError(f"--score: {words[0]} cannot be run: {error.strerror or error}.") from error
-        if done.returncode:
-            last = next(reversed(done.stderr.strip().splitlines()), "nothing on stderr")
-            raise WeightspaceError(f"--score: the command ended with status {done.returncode}: {last[:200]}")
-        numbers = re.findall(r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?", done.stdout)
-        value = float(numbers[-1]) if numbers else math.nan
-        if not math.isfinite(value):
-            raise WeightspaceError(f"--score: expected a number at the end of the output; found {done.stdout[-80:]!r}.")
-        return value
-
-    return score
 
 
 def _show(

@@ -11,7 +11,17 @@ import click
 
 #: Title of a group in the help -> names of its parameters. All others are listed first, as ``Options``.
 _GROUPS: dict[str, tuple[str, ...]] = {
-    "Networks and data": ("task", "data", "network", "example_inputs", "spec_file", "split", "evidence", "device"),
+    "Networks and data": (
+        "task",
+        "tasks",
+        "data",
+        "network",
+        "example_inputs",
+        "spec_file",
+        "split",
+        "evidence",
+        "device",
+    ),
     "Inputs": ("key", "strip_prefix", "no_strip", "lenient", "strict", "allow_nonfinite"),
     "Execution": (
         *("executor", "workers", "ray_address", "gpus", "threads", "memory", "hashes", "fsync", "cache"),

@@ -16,13 +16,15 @@ if TYPE_CHECKING:
 @commands.command("inspect")
 @click.argument("files", nargs=-1, required=True, metavar="FILE…")
 @click.option("--strip-prefix", metavar="PREFIX", help="Strip PREFIX (such as module.) from the tensor names.")
-@click.option("--key", metavar="NAME", help='Entry of the torch file that holds the tensors ("" is the top level).')
+@click.option(
+    "--key", metavar="NAME", help='Entry of the torch file or DCP folder that holds the tensors ("" is the top level).'
+)
 @options.as_json
 def command(files: tuple[str, ...], strip_prefix: str | None, key: str | None, as_json: bool) -> None:
     """Show the tensors of checkpoints: shapes, dtypes, norms, parameter count, metadata.
 
-    A FILE is a .safetensors or torch file, or a Hugging Face folder. Two FILEs are shown side by side, with their
-    differences and the relative distance ‖a − b‖ / ‖a‖.
+    A FILE is a .safetensors or torch file, a Hugging Face folder, or a training checkpoint (DCP, ZeRO). Two FILEs are
+    shown side by side, with their differences and the relative distance ‖a − b‖ / ‖a‖.
 
     \b
     Examples:

@@ -40,8 +40,8 @@ _SIGINT = 130
 @commands.command("merge")
 @click.argument("sources", nargs=-1, metavar="RECIPE.yml | CHECKPOINT…")
 @options.output(
-    "Output: OUT.safetensors is one file, OUT.pt a torch file (a flat state dict), anything else a Hugging "
-    "Face folder.",
+    "Output: OUT.safetensors is one file, OUT.pt a torch file (a flat state dict), OUT.gguf a GGUF file with the "
+    "tokenizer of an input, OUT.dcp a distributed checkpoint of torch, anything else a Hugging Face folder.",
     required=False,
     kind=None,
 )
@@ -225,7 +225,7 @@ def _check_base(sources: tuple[str, ...], output: str | None, said: Mapping[str,
     method = said["method"] or "linear"
     if said["base"] is None or is_recipe(sources) or method not in METHODS or METHODS[method].base != "none":
         return
-    if output is not None and Path(output).suffix:
+    if output is not None and Path(output).suffix.lower() not in ("", ".gguf"):
         options.check_effect(["base"], f"with {method}, which has no base; list it among the CHECKPOINTs to merge it")
     line = f"--base {said['base']} only gives configuration, tokenizer and other files: {method} has no base."
     if said["strict"]:

@@ -49,7 +49,7 @@ def dtype_options(command: Command) -> Command:
             "--quantise",
             metavar="SCHEME",
             shell_complete=options.completing(SCHEMES),
-            help="Write the matrices of linear layers as FP8 with one scale per "
+            help="Write matrices as 8-bit numbers (linear layers as FP8, or Q8_0 in GGUF files) with one scale per "
             f"{', '.join(f'{unit} ({name})' for name, unit in SCHEMES.items())}.",
         ),
     )

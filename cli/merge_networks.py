@@ -29,7 +29,7 @@ def advice_on_statistics(out: str, method: str, models: int) -> tuple[str, ...]:
         method: the merge method.
         models: number of models, 0 for a recipe.
     """
-    from weightspace.checkpoints.metadata import read_contents
+    from weightspace.checkpoints.read_metadata import read_contents
 
     if method == "passthrough" or models == 1:
         return ()

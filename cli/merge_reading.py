@@ -12,7 +12,9 @@ from weightspace.merging.plan.options import ReadingOptions
 
 _OPTIONS = (
     click.option(
-        "--key", metavar="NAME", help='Entry of the torch files that holds the state dict ("" is the top level).'
+        "--key",
+        metavar="NAME",
+        help='Entry of the torch files or DCP folders that holds the model ("" is the top level).',
     ),
     click.option(
         "--strip-prefix", metavar="PREFIX", help="Strip PREFIX (module.) from tensor names that start with it."

@@ -165,22 +165,31 @@ def check_inputs(*paths: str | None) -> None:
         check_available(model)
 
 
-def task(*, required: bool = True) -> Callable[[Command], Command]:
-    """Add ``--task`` and ``--data``."""
+def task(*, required: bool = True, several: str = "") -> Callable[[Command], Command]:
+    """Add ``--task`` and ``--data``; with ``several``, ``--task`` may be repeated, and its parameter is ``tasks``.
 
-    def checked(context: click.Context, _: click.Parameter, value: str | None) -> str | None:
-        if value is not None:
-            check_task_name(value)
+    Args:
+        required: whether there must be a task.
+        several: what several tasks are for, the end of the help text; empty for a single task.
+    """
+
+    def checked(context: click.Context, _: click.Parameter, value: Any) -> Any:
+        for name in value if several else (value,):
+            if name is not None:
+                check_task_name(name)
         return value
 
     def decorate(command: Command) -> Command:
         named = click.option(
             "--task",
+            *(("tasks",) if several else ()),
             metavar="TASK",
             required=required,
+            multiple=bool(several),
             callback=checked,
             shell_complete=completing(TASK_NAMES),
-            help=f"Task of the networks: {', '.join(TASK_NAMES)}, or your own as file.py:object.",
+            help=f"Task of the networks: {', '.join(TASK_NAMES)}, or your own as file.py:object"
+            + (f"; {several}." if several else "."),
         )
         folder = click.option(
             "--data",

@@ -48,6 +48,7 @@ LAYERS = (
     "evidence",
     "connectivity",
     "soups",
+    "searching",
     "runs",
     "plots",
     "demo",

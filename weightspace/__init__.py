@@ -41,6 +41,7 @@ if TYPE_CHECKING:
         reproduce,
     )
     from weightspace.networks import load_network
+    from weightspace.searching import search
     from weightspace.soups import Soup, greedy_soup, learned_soup, uniform_soup, wise_ft
     from weightspace.spectra import SingularAlignment, Spectrum, singular_alignment, spectrum
     from weightspace.symmetry import (
@@ -111,6 +112,7 @@ _HOMES = {
     "greedy_soup": "soups",
     "learned_soup": "soups",
     "wise_ft": "soups",
+    "search": "searching",
     "FrechetClassifier": "labels",
     "LabelMetric": "labels",
 }
@@ -162,6 +164,7 @@ __all__ = [
     "repair",
     "reproduce",
     "save_checkpoint",
+    "search",
     "singular_alignment",
     "sinkhorn_rebasin",
     "spectrum",

@@ -45,12 +45,12 @@ def test_a_header_whose_length_begins_like_a_pickle_is_that_of_safetensors(
 
 
 FOREIGN = {
-    "a GGUF file": (b"GGUF\x03\x00\x00\x00", "is a GGUF file"),
+    "a damaged GGUF file": (b"GGUF\x03\x00\x00\x00", "the beginning ends at byte 24, but the file has 8"),
     "an HDF5 file": (b"\x89HDF\r\n\x1a\n", "is an HDF5 file"),
     "a Git LFS pointer": (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "git lfs pull"),
     "a web page": (b"<!DOCTYPE html><html>404", "is a web page"),
     "a gzip archive": (b"\x1f\x8b\x08\x00", "is a gzip archive"),
-    "text": (b"hello, world", "begins neither like a safetensors file nor like a torch file"),
+    "text": (b"hello, world", "begins neither like a safetensors file nor like a torch or GGUF file"),
     "nothing": (b"", "begins neither"),
 }
 

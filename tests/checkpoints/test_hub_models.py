@@ -12,7 +12,7 @@ from remote_files import equal, state
 import weightspace as ws
 from weightspace.checkpoints.fetching import local_path
 from weightspace.checkpoints.hub_names import HubModel, hub_model
-from weightspace.checkpoints.metadata import read_contents
+from weightspace.checkpoints.read_metadata import read_contents
 from weightspace.errors import CheckpointError
 
 huggingface_hub = pytest.importorskip("huggingface_hub")

@@ -11,9 +11,9 @@ import torch
 
 import weightspace as ws
 from weightspace.checkpoints import StateDict
-from weightspace.checkpoints.metadata import read_contents
 from weightspace.checkpoints.name_maps.apply import mapped
 from weightspace.checkpoints.name_maps.named_maps import read_name_maps
+from weightspace.checkpoints.read_metadata import read_contents
 from weightspace.checkpoints.reader import CheckpointReader
 from weightspace.merging import ReadingOptions
 

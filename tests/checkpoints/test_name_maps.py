@@ -14,10 +14,10 @@ import yaml
 
 import weightspace as ws
 from weightspace.checkpoints import StateDict
-from weightspace.checkpoints.metadata import read_contents
 from weightspace.checkpoints.name_maps.apply import mapped
 from weightspace.checkpoints.name_maps.name_map import NameMap, Rule, parse_name_map
 from weightspace.checkpoints.name_maps.named_maps import Names, built_in, read_name_maps
+from weightspace.checkpoints.read_metadata import read_contents
 from weightspace.checkpoints.reader import CheckpointReader
 from weightspace.errors import CheckpointError, WeightspaceError
 from weightspace.merging import ReadingOptions

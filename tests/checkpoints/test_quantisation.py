@@ -158,13 +158,23 @@ def test_soups_and_paths_of_quantised_weights_are_refused_too() -> None:
             combine()
 
 
-@pytest.mark.parametrize("dtype", ["F4", "F6_E2M3", "F8_E8M0"])
+@pytest.mark.parametrize("dtype", ["F4", "F6_E2M3"])
 def test_dtypes_of_numbers_that_share_scales_are_named_quantised(dtype: str, tmp_path: Path) -> None:
     header = json.dumps({"q.weight": {"dtype": dtype, "shape": [4, 4], "data_offsets": [0, 8]}}).encode()
     path = tmp_path / "a.safetensors"
     path.write_bytes(len(header).to_bytes(8, "little") + header + bytes(8))
     with pytest.raises(CheckpointError, match=f"'{dtype}': the model is quantised"):
         ws.merge_files([path, path], tmp_path / "out.safetensors")
+
+
+def test_powers_of_two_that_scale_nothing_are_refused(tmp_path: Path) -> None:
+    state = {"q.weight": torch.ones(4, 4), "q.exponents": torch.ones(4).to(torch.float8_e8m0fnu)}
+    ws.save_checkpoint(state, tmp_path / "a.safetensors")
+    assert torch.equal(ws.load_checkpoint(tmp_path / "a.safetensors")["q.exponents"].float(), torch.ones(4))
+    with pytest.raises(CheckpointError, match=r"scales that are powers of two \(E8M0\) \(q\.exponents\)"):
+        ws.merge_files([tmp_path / "a.safetensors"] * 2, tmp_path / "out.safetensors")
+    with pytest.raises(CheckpointError, match="is quantised"):
+        ws.merge([state, state])
 
 
 def test_packed_weights_of_torch_are_refused_not_lost(tmp_path: Path) -> None:
@@ -193,5 +203,5 @@ def test_the_model_below_an_adapter_is_named_quantised(tmp_path: Path) -> None:
 def test_a_folder_of_gguf_files_is_named_as_such(tmp_path: Path) -> None:
     (tmp_path / "a").mkdir()
     (tmp_path / "a" / "model-Q4_K_M.gguf").write_bytes(b"GGUF")
-    with pytest.raises(CheckpointError, match=r"It holds model-Q4_K_M\.gguf, quantised or packed for llama\.cpp"):
+    with pytest.raises(CheckpointError, match=r"It holds model-Q4_K_M\.gguf: name the file itself"):
         ws.merge_files([tmp_path / "a"] * 2, tmp_path / "out")

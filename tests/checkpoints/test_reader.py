@@ -9,8 +9,8 @@ import torch
 
 import weightspace as ws
 from weightspace.checkpoints import StateDict
-from weightspace.checkpoints.metadata import read_contents
 from weightspace.checkpoints.open_files import OpenFiles
+from weightspace.checkpoints.read_metadata import read_contents
 from weightspace.checkpoints.reader import CheckpointReader
 from weightspace.errors import CheckpointError
 

@@ -7,14 +7,16 @@ import time
 from pathlib import Path
 from typing import Any
 
+import gguf_models
 import pytest
+import torch
 from fsspec.implementations.memory import MemoryFileSystem
 from remote_files import SHARDS, Traffic, equal, single, state, stored, weights
 
 import weightspace as ws
 from weightspace.checkpoints import load_metadata
 from weightspace.checkpoints.fetching import fetch, local_path, missing_bytes
-from weightspace.checkpoints.metadata import read_contents
+from weightspace.checkpoints.read_metadata import read_contents
 from weightspace.checkpoints.remote import is_url
 from weightspace.errors import CheckpointError
 
@@ -86,6 +88,13 @@ def test_a_file_behind_a_url_is_loaded(name: str, system: MemoryFileSystem, tmp_
     assert local_path(url).name == name
     assert load_metadata(url) == load_metadata(tmp_path / name)
     assert local_path(url).read_bytes() == (tmp_path / name).read_bytes()
+
+
+def test_a_gguf_file_behind_a_url_is_planned_and_loaded(system: MemoryFileSystem, tmp_path: Path) -> None:
+    own = {"model.embed_tokens.weight": torch.randn(96, 64).half(), "model.norm.weight": torch.ones(64)}
+    system.put(str(gguf_models.write_gguf(tmp_path / "a.gguf", own, "qwen2", "F16")), "/bucket/a.gguf")
+    assert read_contents(local_path("memory://bucket/a.gguf")).tensors.keys() == own.keys()
+    assert equal(ws.load_checkpoint("memory://bucket/a.gguf"), own)
 
 
 def test_a_folder_behind_a_url_is_loaded(sharded: str) -> None:

@@ -1,6 +1,5 @@
 """Torch files: nested as training scripts nest them, never unpickled, never a traceback."""
 
-import argparse
 import os
 import pickle
 import zipfile
@@ -177,7 +176,6 @@ HOLDS_NO_MODEL = {
     "numbers": {"epoch": 3},
     "nothing": {},
     "numbers as names": {0: torch.ones(2)},
-    "a namespace": {"model": W, "args": argparse.Namespace(lr=0.1)},
     "a module": torch.nn.Linear(1, 1),
     "a sparse tensor": {"w": torch.eye(2).to_sparse()},
 }

@@ -5,6 +5,7 @@ import shlex
 from collections.abc import Callable
 from pathlib import Path
 
+import gguf_models
 import pytest
 import torch
 from click.testing import CliRunner
@@ -27,7 +28,7 @@ def run(text: str, name: str, given: dict[str, object] | None = None) -> dict[st
         torch.manual_seed(0)
         for language, file, block in BLOCK.findall(text):
             if language == "yaml":
-                if "merge_method:" in block:
+                if "merge_method:" in block and "{search:" not in block:
                     parse_recipe(block, name)
                 if file:
                     Path(file).write_text(block)
@@ -64,8 +65,19 @@ def open_clip_model() -> dict[str, object]:
         }
 
 
+def gguf_file_and_folders() -> dict[str, object]:
+    """Write a GGUF file and folders of one family, which a page merges."""
+    state = gguf_models.folder(Path("tuned"), "llama", 1)
+    gguf_models.folder(Path("other"), "llama", 2)
+    gguf_models.write_gguf(Path("base-Q4_0.gguf"), state, "llama", "Q4_0")
+    return {}
+
+
 #: Page -> what its reader has already.
-GIVEN: dict[str, Callable[[], dict[str, object]]] = {"how-to/labels.md": open_clip_model}
+GIVEN: dict[str, Callable[[], dict[str, object]]] = {
+    "how-to/labels.md": open_clip_model,
+    "how-to/gguf.md": gguf_file_and_folders,
+}
 WITH_CODE = [path for path in sorted(PAGES.rglob("*.md")) if BLOCK.search(path.read_text(encoding="utf-8"))]
 
 

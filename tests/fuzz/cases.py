@@ -15,7 +15,7 @@ from mutations import BLIND, JSON, LINES, TABLE, ZIP, Mutation, changed_json, ch
 from readers import Reader
 
 from weightspace.checkpoints import load_metadata, summarise
-from weightspace.checkpoints.metadata import read_contents
+from weightspace.checkpoints.read_metadata import read_contents
 from weightspace.connectivity import BarrierMatrix, Curve, Plane
 from weightspace.labels import LabelMetric
 from weightspace.labels.inputs import read_array, read_names, read_pairs
@@ -53,6 +53,7 @@ _MERGED: tuple[Reader, ...] = (readers.in_place,)
 
 KINDS_OF_FILES: dict[str, Kind] = {
     "safetensors": Kind(beside("x.safetensors", documents.checkpoint), CHECKPOINT, HEADER, 10),
+    "GGUF": Kind(beside("x.gguf", documents.gguf_file), CHECKPOINT, BLIND, 7),
     "index": Kind(makers.index_file, (readers.folder, readers.in_place), JSON, 7),
     "torch": Kind(beside("x.pt", documents.checkpoint), CHECKPOINT, ZIP, 14),
     "old torch": Kind(beside("x.pt", documents.old_torch_file), CHECKPOINT, BLIND, 7),

@@ -10,6 +10,7 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
+import gguf_models
 import numpy as np
 import torch
 import yaml
@@ -167,6 +168,12 @@ def checkpoint(path: Path) -> Path:
     state = {"w": weight, "tied": weight, "n": torch.tensor(3), "h": torch.ones(3).bfloat16(), "e": torch.empty(0, 3)}
     ws.save_checkpoint(state, path, metadata={"method": "linear", "inputs": '[{"name": "a", "sha256": ""}]'})
     return path
+
+
+def gguf_file(path: Path) -> Path:
+    """Write a GGUF file of a known family."""
+    state = {"model.embed_tokens.weight": torch.randn(8, 32), "model.norm.weight": torch.ones(32)}
+    return gguf_models.write_gguf(path, state, "gemma2", "Q8_0")
 
 
 def old_torch_file(path: Path) -> Path:

@@ -21,7 +21,7 @@ from cases import KINDS_OF_FILES
 from mutations import BLIND
 from readers import FuzzError, Reader
 
-from weightspace.errors import WeightspaceError
+from weightspace.errors import WeightspaceError, WeightspaceWarning
 
 #: Seconds of the processor that a reader may take for a file, and of the clock after which it counts as one that hangs.
 LIMIT, HANGS = 10.0, 120
@@ -112,6 +112,7 @@ class Target:
             raise
         except BaseException as error:
             raise FuzzError(f"{type(error).__name__}: {str(error)[:300]}") from error
+        seen = [one for one in seen if one.category is not WeightspaceWarning or not str(one.message).isprintable()]
         if printed.getvalue() or seen:
             raise FuzzError(
                 f"printed {printed.getvalue()[:300]!r}, warned of {[str(one.message)[:200] for one in seen]}"

@@ -72,7 +72,7 @@ def test_saved_modules_take_the_place_of_tensors(write: Write, name: str) -> Non
 MISTAKES: dict[str, tuple[dict[str, Tensor] | None, dict[str, Any], str]] = {
     "another kind": (PAIR, {"peft_type": "IA3"}, "peft_type 'IA3'; expected 'LORA'"),
     "no kind": (PAIR, {"peft_type": None}, "expected 'LORA'"),
-    "dora": (PAIR, {"use_dora": True}, "DoRA"),
+    "DoRA without magnitudes": (PAIR, {"use_dora": True}, "no magnitudes"),
     "fused experts": (PAIR, {"target_parameters": ["experts.w"]}, "target_parameters"),
     "a changed model": (PAIR, {"init_lora_weights": "pissa_niter_4"}, "init_lora_weights 'pissa_niter_4'"),
     "no weights": (None, {}, "no weights"),
@@ -81,7 +81,12 @@ MISTAKES: dict[str, tuple[dict[str, Tensor] | None, dict[str, Any], str]] = {
     "half a pair": ({"q.lora_A.weight": A}, {}, "no lora_B"),
     "the other half": ({"q.lora_B.weight": B}, {}, "no lora_A"),
     "half an embedding": ({"e.lora_embedding_A": A}, {}, "no lora_embedding_B"),
-    "a magnitude": ({**PAIR, "q.lora_magnitude_vector": torch.zeros(3)}, {}, "isn't part of a plain LoRA"),
+    "a magnitude": ({**PAIR, "q.lora_magnitude_vector": torch.zeros(3)}, {}, "use_dora is false"),
+    "magnitudes of another number": (
+        {**PAIR, "q.lora_magnitude_vector": torch.zeros(5)},
+        {"use_dora": True},
+        "3 floats, one per output",
+    ),
     "a bias of a factor": ({**PAIR, "q.lora_B.bias": torch.zeros(3)}, {}, "isn't part of a plain LoRA"),
     "two adapters": ({**PAIR, "q.lora_A.other.weight": A}, {}, "has both"),
     "another rank": (PAIR, {"r": 3}, "have rank 2; expected 3"),

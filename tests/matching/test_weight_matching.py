@@ -9,7 +9,7 @@ from torch import Tensor
 
 from weightspace.checkpoints import StateDict
 from weightspace.errors import CheckpointError, SpecError, WeightspaceError
-from weightspace.matching import Matching, l2_reduction, weight_matching
+from weightspace.matching import Matching, gains, l2_reduction, weight_matching
 from weightspace.matching.coordinate_ascent import step
 from weightspace.matching.gains import families, pair_blocks
 from weightspace.progress import Progress
@@ -155,13 +155,29 @@ def test_gains_updated_step_by_step_equal_recomputed_gains(name: str, derived: A
             torch.testing.assert_close(old.gains(rows, indices), new.gains(rows, indices), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("name", ["group_norm", "unet", "experts_looked_up"])
+def test_gains_pair_by_pair_equal_those_of_all_pairs(
+    name: str, derived: Any, state: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec, target, source = derived(name), state(name, 0), state(name, 1)
+    kept = weight_matching(spec, target, source)
+    indices = dict(Permutation.random(spec, seed=5).indices)
+    monkeypatch.setattr(gains, "_KEPT", 0)
+    for family in families(spec, pair_blocks(spec, target, source)):
+        for inner in family.inner if family.is_linear() else ():
+            pairs, whole = family.pair_gains(inner, indices), family.gains((family.group, inner), indices)
+            for i, j in itertools.product(range(spec.groups[family.group]), repeat=2):
+                torch.testing.assert_close(pairs(i, j), whole[i, :, j], rtol=1e-4, atol=1e-5)
+    assert weight_matching(spec, target, source).permutation == kept.permutation
+
+
 @pytest.mark.parametrize("name", ["mlp", "unet"])
 def test_a_gain_is_what_the_objective_gains(name: str, derived: Any, state: Any) -> None:
     spec, target, source = derived(name), state(name, 0), state(name, 1)
     indices = dict(Permutation.random(spec, seed=5).indices)
     for family in families(spec, pair_blocks(spec, target, source)):
-        gains = family.gains((family.group,), indices).double()
-        expected = float(gains.gather(1, indices[family.group][:, None]).sum())
+        found = family.gains((family.group,), indices).double()
+        expected = float(found.gather(1, indices[family.group][:, None]).sum())
         assert family.objective(indices) == pytest.approx(expected, rel=1e-5, abs=1e-5)
 
 

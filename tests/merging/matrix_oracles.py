@@ -92,6 +92,34 @@ def core_space(
     return base + factor * left @ elementwise(cores, weights, density, normalize, inner) @ right
 
 
+def wudi(models: Arrays, base: Array, factor: float = 1.0, steps: int = 0) -> Array:
+    """By least squares on all products, or by Adam on the gradient of the loss."""
+    ds = deltas(models, base)
+    if base.ndim != 2:
+        return base + factor * sum(ds) / len(ds)
+    units = [d / norm(d) for d in ds]
+    if not steps:
+        inputs = np.hstack([unit.T for unit in units])
+        outputs = np.hstack([d @ unit.T for d, unit in zip(ds, units, strict=True)])
+        return base + factor * np.linalg.lstsq(inputs.T, outputs.T, rcond=1e-8)[0].T
+    merged = sum(ds)
+    first, second = np.zeros_like(merged), np.zeros_like(merged)
+    for step in range(1, steps + 1):
+        slope = sum(2 * (merged - d) @ unit.T @ unit for d, unit in zip(ds, units, strict=True))
+        first, second = 0.9 * first + 0.1 * slope, 0.999 * second + 0.001 * slope**2
+        merged = merged - 1e-5 * first / (1 - 0.9**step) / (np.sqrt(second / (1 - 0.999**step)) + 1e-8)
+    return base + factor * merged
+
+
+def subspace_boosting(models: Arrays, base: Array, factor: float = 1.0, beta: float = 0.01) -> Array:
+    (d,) = deltas(models, base)
+    if base.ndim != 2:
+        return base + factor * d
+    left, sigma, right = svd(d)
+    raised = max(sigma[np.cumsum(sigma) >= beta * sigma.sum()])
+    return base + factor * left @ np.diag(np.maximum(sigma, raised)) @ right
+
+
 def elementwise(
     terms: Arrays, weights: Sequence[float], density: Sequence[float], normalize: bool, inner: str
 ) -> Array:

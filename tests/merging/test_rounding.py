@@ -332,3 +332,16 @@ def test_means_of_dequantised_numbers_are_rounded_once(count: int) -> None:
     mantissa, exponent = torch.frexp((models[0].double() + models[1].double()) / 2)
     expected = torch.ldexp((mantissa * 2**8).round(), exponent - 8)
     assert (found.double() != expected).sum() <= count / 1000
+
+
+@pytest.mark.parametrize("rest", [2.0**-30, -(2.0**-30), 0.0])
+@pytest.mark.parametrize(("dtype", "bits"), [(torch.bfloat16, 8), (torch.float16, 11)], ids=str)
+@pytest.mark.parametrize("count", [3, 300_000])
+def test_a_mean_of_two_that_float32_rounds_to_a_midpoint_is_rounded_once(
+    count: int, dtype: torch.dtype, bits: int, rest: float
+) -> None:
+    midpoint = 1 + 2.0**-bits
+    models = [torch.full((count,), value) for value in (2 * midpoint, rest)]
+    expected = 1 + 2.0 ** (1 - bits) if rest > 0 else 1.0  # the even one if nothing is left
+    found = combine(models, shares((1.0, 1.0)), dtype)
+    assert torch.equal(found.float(), torch.full((count,), expected))

@@ -112,3 +112,13 @@ def test_tensors_that_are_no_matrices_get_the_mean_of_their_differences(method: 
         deltas = [normals(seed, shape, torch.float64) for seed in (1, 2, 3)]
         assert error(merged(method, deltas), sum(deltas) / 3) < 1e-12
         assert error(merged(method, deltas, **{"lambda": -2.0}), -2 * sum(deltas) / 3) < 1e-12
+
+
+def test_boosting_raises_the_small_singular_values_only() -> None:
+    left, right = (torch.linalg.qr(normals(seed, (6, 6), torch.float64)).Q for seed in (1, 2))
+    values = torch.tensor([8.0, 4.0, 2.0, 1.0, 1.0, 0.0], dtype=torch.float64)
+    delta = left * values @ right
+    for beta, raised in ((0, 8), (0.49, 8), (0.6, 4), (0.8, 2), (1, 1)):
+        found = merged("subspace_boosting", [delta], beta=beta)
+        expected = torch.cat([values[:5].clamp(min=raised), torch.zeros(1)])
+        assert error(spectrum(found), expected.sort(descending=True).values) < 1e-9

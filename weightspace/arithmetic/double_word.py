@@ -8,11 +8,12 @@ with the next one, except after an exact product.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from fractions import Fraction
 from functools import lru_cache
 from typing import TypeAlias, TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -201,25 +202,44 @@ def _to_odd(number: Tensor, rest: Tensor) -> Tensor:
 
 
 def narrowed_once(values: Tensor, dtype: torch.dtype) -> Tensor:
-    """Return float64 numbers in a dtype of less than 32 bits, rounded to nearest once, unlike ``narrowed``.
-
-    Rounding to float32 first only matters where it gives a number midway between two of the dtype; there, it is moved
-    back towards the value. If a sample has no such number, they are rare, and left as they are.
-    """
+    """Return float64 numbers in a dtype of less than 32 bits, rounded to nearest once, unlike ``narrowed``."""
     flat = values.reshape(-1)
-    if len(flat) > _SAMPLED and not bool(_is_midway(flat[:: len(flat) // _SAMPLED], dtype).any()):
-        return narrowed(values, dtype)
-    single, places = flat.to(torch.float32), _is_midway(flat, dtype).nonzero()[:, 0]
-    near, exact = single[places], flat[places]
-    single[places] = torch.nextafter(near, torch.where(exact > near, torch.inf, -torch.inf).to(torch.float32))
+    single = flat.to(torch.float32)
+    move_midpoints(single, flat.__getitem__, dtype)
     return narrowed(single.view(values.shape), dtype)
 
 
-def _is_midway(values: Tensor, dtype: torch.dtype) -> Tensor:
-    """Return which float64 numbers are rounded to a float32 that may be midway between two numbers of a dtype."""
-    single = values.to(torch.float32)
-    midway = single.view(torch.int32) & (2 ** (23 - significand_bits(dtype)) - 1) == 0
-    return midway & (single.to(torch.float64) != values) & ~values.isnan()
+def move_midpoints(single: Tensor, exact: Callable[[Tensor], Tensor], dtype: torch.dtype) -> None:
+    """Move float32 numbers such that they can be rounded to a narrower dtype as if they had not been rounded, in place.
+
+    Rounding to float32 first only matters where it gives a number midway between two of the dtype; there, it is moved
+    back towards the value. If a sample has no such number, they are rare, and left as they are.
+
+    Args:
+        single: 1-D, contiguous; the values rounded to nearest.
+        exact: returns the values at some positions, in float64.
+        dtype: the dtype.
+    """
+    step = len(single) // _SAMPLED
+    if step and len(single) > _SAMPLED:
+        places = _midpoints(single[::step], dtype).mul_(step)
+        if not _differ(exact(places), single[places]).any():
+            return
+    places = _midpoints(single, dtype)
+    values, near = exact(places), single[places]
+    towards = torch.where(values > near, torch.inf, -torch.inf).to(torch.float32)
+    single[places] = torch.where(_differ(values, near), torch.nextafter(near, towards), near)
+
+
+def _differ(values: Tensor, near: Tensor) -> Tensor:
+    return (near.to(torch.float64) != values) & ~values.isnan()
+
+
+def _midpoints(single: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return the positions of float32 numbers that may be midway between two numbers of a dtype."""
+    found = single.view(torch.int32) & (2 ** (23 - significand_bits(dtype)) - 1) == 0
+    # numpy is faster if few are found.
+    return torch.from_numpy(np.flatnonzero(found.numpy())) if found.device.type == "cpu" else found.nonzero()[:, 0]
 
 
 def narrowed(values: Tensor, dtype: torch.dtype) -> Tensor:

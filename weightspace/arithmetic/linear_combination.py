@@ -19,7 +19,14 @@ from torch import Tensor
 
 from weightspace.arithmetic.blocks import block_size, piece_size
 from weightspace.arithmetic.coefficients import Coefficients
-from weightspace.arithmetic.double_word import narrowed, narrowed_once, quotient, rounded_once, weighted_sum
+from weightspace.arithmetic.double_word import (
+    move_midpoints,
+    narrowed,
+    narrowed_once,
+    quotient,
+    rounded_once,
+    weighted_sum,
+)
 from weightspace.arithmetic.dtypes import significand_bits
 from weightspace.arithmetic.nonfinite import is_finite, replace_nonfinite
 from weightspace.arithmetic.precision_choice import PrecisionChoice, nudge
@@ -100,7 +107,7 @@ class LinearCombiner:
         narrow = self.dtype.itemsize < 4 and all(tensor.itemsize < 4 for tensor in used)
         if self._of_two:
             # If one of two terms is negligible in their sum, the sum isn't near a midpoint.
-            self._arithmetic = torch.float32 if narrow else torch.float64
+            self._arithmetic = torch.float32 if narrow or self._are_singles(used) else torch.float64
             return
         self._arithmetic = None
         if self.dtype == torch.float64:
@@ -172,6 +179,8 @@ class LinearCombiner:
             parts = _ranges(tensors, start, start + self._piece)
             if factors is not None:
                 self._plain_sum(parts, factors, piece)
+            elif self._of_two and self._are_singles(parts):
+                self._compute_of_two(piece, parts)
             else:
                 self._compute(piece, parts, dtype)
             if not self._keeps_zeros:
@@ -213,6 +222,21 @@ class LinearCombiner:
         else:
             total = self._nudged(terms, spare)
         out.copy_(total if self.dtype.itemsize >= total.itemsize / 2 else narrow(total, self.dtype))
+
+    def _are_singles(self, tensors: Sequence[Tensor]) -> bool:
+        """Return whether a sum of two tensors is rounded once in float32: both are, and the result isn't wider."""
+        return self.dtype.itemsize <= 4 and all(tensor.dtype == torch.float32 for tensor in tensors)
+
+    def _compute_of_two(self, out: Tensor, tensors: Sequence[Tensor]) -> None:
+        """Compute the sum or mean of two float32 tensors in float32; that of few elements in float64."""
+        numerators, divisor = self._coefficients.integers or ((), 1)
+        if self.dtype == torch.float32:
+            _whole_sum(tensors, numerators, divisor, out)
+            return
+        total = _whole_sum(tensors, numerators, divisor, torch.empty_like(tensors[0]))
+        first, second = tensors
+        move_midpoints(total, lambda places: (first[places].double() + second[places]) / divisor, self.dtype)
+        out.copy_(narrowed(total, self.dtype))
 
     def _read(self, tensors: Sequence[Tensor], dtype: torch.dtype) -> list[Tensor]:
         """Return the tensors in a dtype, and a spare row, in reused memory."""

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from weightspace.checkpoints.metadata import AssembledTensor, Piece
+from weightspace.checkpoints.metadata import AssembledTensor, CopiedPiece
 
 #: Elements of a block of a transposed or interleaved tensor, which is kept for the next range.
 BLOCK = 2**20
@@ -62,7 +62,7 @@ class AssembledReader:
         return elements
 
 
-def boxes(piece: Piece, start: int, stop: int) -> Iterator[tuple[tuple[int, ...], tuple[int, ...]]]:
+def boxes(piece: CopiedPiece, start: int, stop: int) -> Iterator[tuple[tuple[int, ...], tuple[int, ...]]]:
     """Yield the boxes of a piece whose elements lie in a range of the tensor: first index and shape.
 
     Args:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from weightspace.checkpoints.atomic_write import one_line_errors
-from weightspace.checkpoints.file_format import MODULES, PIPELINE, file_format
+from weightspace.checkpoints.file_format import MODULES, PIPELINE
 from weightspace.checkpoints.hf_folder import PROVENANCE, Weights, find_weights, index_metadata
 from weightspace.checkpoints.json_file import read_json, read_json_object
 from weightspace.errors import CheckpointError
@@ -96,18 +96,6 @@ def listed_folders(folder: Path) -> dict[str, str]:
             raise CheckpointError(f"{folder / MODULES}: two modules have one path.")
         return names
     return {}
-
-
-def weight_files(path: Path) -> tuple[Path, ...]:
-    """Return the files that hold a checkpoint's weights: the file itself, or those of the folder by component and name.
-
-    Raises:
-        CheckpointError: the checkpoint or a shard is missing.
-    """
-    if path.is_dir():
-        return tuple(file for one in find_components(path) for file in one.weights.files)
-    file_format(path)
-    return (path,)
 
 
 def folder_metadata(folder: Path) -> dict[str, str] | None:

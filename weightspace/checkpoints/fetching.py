@@ -12,7 +12,7 @@ from pathlib import Path
 
 from weightspace.checkpoints.atomic_write import one_line_errors, sync_folder
 from weightspace.checkpoints.companion_files import is_companion, is_in_companion_folder, may_hold_companions
-from weightspace.checkpoints.file_format import PIPELINE, SAFETENSORS_SUFFIX, TORCH_SUFFIXES
+from weightspace.checkpoints.file_format import GGUF_SUFFIX, PIPELINE, SAFETENSORS_SUFFIX, TORCH_SUFFIXES
 from weightspace.checkpoints.hashing import sha256_of
 from weightspace.checkpoints.hf_folder import ENTRANCES, read_index
 from weightspace.checkpoints.hub_cache import cached_folder, full_name
@@ -29,8 +29,8 @@ _TORCH_ENDINGS = (*TORCH_SUFFIXES, ".ckpt", ".th", ".pkl", ".pth.tar", ".model")
 #: Largest file beside the weights to download with a model, in bytes.
 _LARGEST_COMPANION = 2**28
 
-#: Files of a LoRA adapter, whose weights are small.
-_ADAPTER = ("adapter_config.json", "adapter_model.safetensors", "adapter_model.bin")
+#: Files of a LoRA adapter in a folder of PEFT or of diffusers, whose weights are small.
+_ADAPTER = ("adapter_config.json", "adapter_model.safetensors", "adapter_model.bin", "pytorch_lora_weights.safetensors")
 
 
 def local_path(source: str | os.PathLike[str], *, weights: bool = True) -> Path:
@@ -119,7 +119,7 @@ def missing_bytes(files: Sequence[Path]) -> int:
 
 def _wanted(url: str, listing: dict[str, RemoteFile], is_folder: bool, weights: bool) -> dict[str, RemoteFile]:
     """Return the files of a listing that belong to the checkpoint, possibly with additional weight files."""
-    endings = (SAFETENSORS_SUFFIX, *_TORCH_ENDINGS)
+    endings = (SAFETENSORS_SUFFIX, *_TORCH_ENDINGS, GGUF_SUFFIX)
     if not is_folder:
         if not all(name.lower().endswith(endings) for name in listing):
             hint = " Pages of huggingface.co are read as hf://ORG/MODEL." if "://huggingface.co/" in url else ""
@@ -135,7 +135,7 @@ def _wanted(url: str, listing: dict[str, RemoteFile], is_folder: bool, weights: 
             suffix = Path(entrance.removesuffix(".index.json")).suffix
             kept = {name: file for name, file in listing.items() if name.endswith(suffix) and "/" not in name}
             found |= {entrance: listing[entrance]} | (kept if entrance.endswith(".json") else {})
-        elif weights and "adapter_config.json" not in listing:
+        elif weights and not listing.keys() & {"adapter_config.json", "pytorch_lora_weights.safetensors"}:
             if PIPELINE in listing:
                 raise CheckpointError(
                     f"{url} is a diffusers pipeline, which is not read from a URL. Download it first."

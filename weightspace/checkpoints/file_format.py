@@ -11,19 +11,23 @@ from pathlib import Path
 from typing import Literal, TypeAlias
 
 from weightspace.checkpoints.atomic_write import one_line_errors
+from weightspace.checkpoints.gguf.header import MAGIC
 from weightspace.checkpoints.hub_names import missing_checkpoint
 from weightspace.checkpoints.safetensors_header import MAX_HEADER
 from weightspace.errors import CheckpointError
 
-Format: TypeAlias = Literal["safetensors", "torch"]
+Format: TypeAlias = Literal["safetensors", "torch", "gguf"]
 
 #: File endings of weight files that this library writes.
 SAFETENSORS_SUFFIX = ".safetensors"
 TORCH_SUFFIXES = (".pt", ".pth", ".bin")
+GGUF_SUFFIX = ".gguf"
+
+#: Ending of folders that are written as distributed checkpoints of torch.
+DCP_SUFFIX = ".dcp"
 
 #: First bytes of other files -> description and advice.
 _FOREIGN = {
-    b"GGUF": "a GGUF file, which is quantised or packed for llama.cpp. Take the original safetensors",
     b"\x89HDF": "an HDF5 file (Keras, TensorFlow). Convert it to safetensors",
     b"version https://git-lfs": "a Git LFS pointer, not the file itself. Run: git lfs pull",
     b"<!DOCTYPE": "a web page, not the file itself. Download it again",
@@ -48,17 +52,6 @@ _TORCH = (b"PK\x03\x04", b"PK\x05\x06", b"\x80\x02", b"\x80\x03", b"\x80\x04", b
 PIPELINE, MODULES = "model_index.json", "modules.json"
 
 
-def is_checkpoint(path: Path) -> bool:
-    """Return whether a path is that of a checkpoint: a file that begins like one, or a folder with weights."""
-    if path.is_dir():
-        below = ("", "*/") if any((path / name).is_file() for name in (PIPELINE, MODULES)) else ("",)
-        return any(any(path.glob(f"{one}{name}")) for one in below for name in ("*.safetensors", "*pytorch_model*.bin"))
-    try:
-        return path.is_file() and file_format(path) in ("safetensors", "torch")
-    except CheckpointError:
-        return False
-
-
 def file_format(path: Path) -> Format:
     """Return the format of an existing checkpoint file.
 
@@ -72,6 +65,8 @@ def file_format(path: Path) -> Format:
         raise CheckpointError(missing_checkpoint(str(path)))
     if not path.is_file():
         raise CheckpointError(f"{path} is not a checkpoint: expected a folder or a regular file.")
+    if path.name == ".metadata" or path.suffix == ".distcp":
+        raise CheckpointError(f"{path} is a part of a distributed checkpoint (DCP). Name its folder, {path.parent}.")
     with one_line_errors(path, "read"), open(path, "rb") as file:
         start = file.read(32)
         size = os.fstat(file.fileno()).st_size
@@ -79,6 +74,8 @@ def file_format(path: Path) -> Format:
     # no other format starts with a header length that fits the file.
     if start[8:9] == b"{" and int.from_bytes(start[:8], "little") <= min(size - 8, MAX_HEADER):
         return "safetensors"
+    if start.startswith(MAGIC):
+        return "gguf"
     for magic, description in _FOREIGN.items():
         if start.lstrip().lower().startswith(magic.lower()):
             raise CheckpointError(f"{path} is {description}.")
@@ -88,6 +85,8 @@ def file_format(path: Path) -> Format:
         return "safetensors"
     if path.suffix.lower() in TORCH_SUFFIXES:
         return "torch"
+    if path.suffix.lower() == GGUF_SUFFIX:
+        return "gguf"
     raise CheckpointError(
-        f"{path} is not a checkpoint: it begins neither like a safetensors file nor like a torch file."
+        f"{path} is not a checkpoint: it begins neither like a safetensors file nor like a torch or GGUF file."
     )

@@ -30,6 +30,7 @@ ENTRANCES = (
     *(WEIGHTS, "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json"),
     *(f"{DIFFUSERS}.safetensors", f"{DIFFUSERS}.safetensors.index.json"),
     *(f"{DIFFUSERS}.bin", f"{DIFFUSERS}.bin.index.json"),
+    "pytorch_model_fsdp.bin",  # accelerate's full state dict of FSDP
 )
 
 #: Names of the same with a variant: ``model.fp16.safetensors``, ``model.safetensors.index.fp16.json``.
@@ -100,7 +101,7 @@ def find_weights(folder: Path) -> Weights:
         packed = sorted(path.name for path in folder.glob("*.gguf"))
         hint = f" It holds {', '.join(found[:3])}: name the file itself." if found else ""
         if packed and not found:
-            hint = f" It holds {packed[0]}, quantised or packed for llama.cpp: take the original safetensors."
+            hint = f" It holds {', '.join(packed[:3])}: name the file itself."
         if (folder / "adapter_config.json").is_file():
             hint = " It is an adapter: merge adapters by `weightspace merge-adapters`, or add it: MODEL+ADAPTER."
         raise CheckpointError(f"{folder} holds no checkpoint: expected one of {', '.join(ENTRANCES)}.{hint}")

@@ -167,6 +167,8 @@ def _is_complete(folder: Path, weights: bool) -> bool:
     names = os.listdir(folder)
     if "adapter_config.json" in names:
         return "adapter_model.safetensors" in names or "adapter_model.bin" in names
+    if "pytorch_lora_weights.safetensors" in names:  # an adapter of diffusers
+        return True
     if not weights:
         return "config.json" in names or any(map(is_tokenizer, names))
     try:

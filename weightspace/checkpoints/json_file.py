@@ -107,7 +107,7 @@ def _parsed(content: bytes) -> Any:
         raise ValueError(f"{len(content):,} bytes with more items than fit in memory")
     text = content.decode("utf-8-sig")
     is_long = _LONG_NUMBER in content.translate(_DIGITS_AS_ZEROS)
-    with _no_collection():
+    with no_collection():
         parsed = json.loads(text, object_pairs_hook=_unique, parse_int=_whole_number if is_long else None)
         _check_depth(parsed)
     if "\\ud" in text or "\\uD" in text:
@@ -116,7 +116,7 @@ def _parsed(content: bytes) -> Any:
 
 
 @contextmanager
-def _no_collection() -> Iterator[None]:
+def no_collection() -> Iterator[None]:
     """Keep the garbage collector from traversing many new objects, none of which is garbage."""
     was_enabled = gc.isenabled()
     gc.disable()

@@ -1,7 +1,8 @@
 """Loading and saving of checkpoints by path, in any format.
 
 The format of a file is detected by its first bytes, regardless of its name; a folder is a Hugging Face checkpoint. When
-writing, the ending decides: ``.safetensors``, or ``.pt``, ``.pth`` and ``.bin`` for torch files.
+writing, the ending decides: ``.safetensors``, ``.pt``, ``.pth`` and ``.bin`` for torch files, ``.dcp`` for folders of
+distributed checkpoints.
 """
 
 from __future__ import annotations
@@ -17,14 +18,19 @@ from weightspace.arguments import checked
 from weightspace.checkpoints.atomic_write import one_line_errors, replacing_file, replacing_folder, synced_file
 from weightspace.checkpoints.companion_files import check_replaceable, copy_companions, find_companions
 from weightspace.checkpoints.components import Component, find_components, folder_metadata, owner_of
+from weightspace.checkpoints.dcp_output import write_dcp
+from weightspace.checkpoints.dcp_record import check_dcp_replaceable, read_dcp_record
 from weightspace.checkpoints.fetching import fetched_path, local_path
-from weightspace.checkpoints.file_format import SAFETENSORS_SUFFIX, TORCH_SUFFIXES, file_format
-from weightspace.checkpoints.hf_folder import WEIGHTS, read_weights
+from weightspace.checkpoints.file_format import DCP_SUFFIX, SAFETENSORS_SUFFIX, TORCH_SUFFIXES, file_format
+from weightspace.checkpoints.gguf.metadata import read_gguf_metadata
+from weightspace.checkpoints.hf_folder import WEIGHTS
 from weightspace.checkpoints.output_paths import check_name, check_named
-from weightspace.checkpoints.safetensors_file import read_safetensors, read_safetensors_metadata, write_safetensors
+from weightspace.checkpoints.reader import read_state
+from weightspace.checkpoints.safetensors_file import read_safetensors_metadata, write_safetensors
 from weightspace.checkpoints.safetensors_header import TIED
 from weightspace.checkpoints.state_dict import StateDict, check_finite, check_storable, without_prefix
-from weightspace.checkpoints.torch_file import read_torch, read_torch_metadata, write_torch
+from weightspace.checkpoints.torch_file import read_torch_metadata, write_torch
+from weightspace.checkpoints.training_folders import find_training
 from weightspace.errors import CheckpointError, WeightspaceWarning
 
 #: Path of a checkpoint to read or write.
@@ -42,10 +48,12 @@ def load_checkpoint(
     Modifying a tensor in place never changes the file. Tied tensors stay tied.
 
     Args:
-        path: a safetensors file, a torch file (with any ending: ``.pt``, ``.ckpt``, ``.pth.tar``) or a folder of
-            transformers, sentence-transformers or diffusers (names in a pipeline start with the component: ``unet.``);
-            or, as a string, a URL of one (``hf://org/model``), which is downloaded to ``$WEIGHTSPACE_CACHE`` first, or
-            ``ORG/MODEL``, ``ORG/MODEL@REVISION`` on the Hugging Face Hub, read from its cache if present.
+        path: a safetensors file, a torch file (with any ending: ``.pt``, ``.ckpt``, ``.pth.tar``), a GGUF file (under
+            Hugging Face names; quantised tensors become float32), a folder of transformers, sentence-transformers or
+            diffusers (names in a pipeline start with the component: ``unet.``), or the folder of a training checkpoint
+            (torch DCP, DeepSpeed ZeRO); or, as a string, a URL of one (``hf://org/model``), which is downloaded to
+            ``$WEIGHTSPACE_CACHE`` first, or ``ORG/MODEL``, ``ORG/MODEL@REVISION`` on the Hugging Face Hub, read from
+            its cache if present.
         strip_prefix: prefix to remove from names that start with it, for example ``"module."``.
         key: the entry of a torch file that holds the state dict, ``""`` for the top level; by default the top
             level, or ``state_dict``, ``model_state_dict`` or ``model``, with a ``WeightspaceWarning`` if another
@@ -79,32 +87,6 @@ def load_checkpoint(
     return state
 
 
-def read_state(
-    path: Path, key: str | None = None, components: Sequence[Component] = ()
-) -> tuple[StateDict, tuple[str, ...]]:
-    """Return the named tensors of a local checkpoint, and notes on choices made while reading.
-
-    See ``load_checkpoint``. ``components`` are those of a folder that are read, by default all.
-    """
-    notes: list[str] = []
-
-    def read(file: Path) -> StateDict:
-        if file_format(file) == "safetensors":
-            state = read_safetensors(file)
-            check_storable(state, file)
-        else:
-            state, choices = read_torch(file, key)
-            notes.extend(choices)
-        return state
-
-    if not path.is_dir():
-        return read(path), tuple(notes)
-    parts = {
-        one.prefix: read_weights(path / one.folder, one.weights, read) for one in components or find_components(path)
-    }
-    return {prefix + name: tensor for prefix, part in parts.items() for name, tensor in part.items()}, tuple(notes)
-
-
 @checked
 def save_checkpoint(
     state: StateDict,
@@ -119,8 +101,9 @@ def save_checkpoint(
 
     Args:
         state: name -> tensor of any shape.
-        path: a safetensors file if it ends in ``.safetensors``, a torch file if in ``.pt``, ``.pth`` or ``.bin``;
-            otherwise a Hugging Face folder, which replaces an existing one that holds nothing but a checkpoint.
+        path: a safetensors file if it ends in ``.safetensors``, a torch file if in ``.pt``, ``.pth`` or ``.bin``, the
+            folder of a distributed checkpoint (DCP) if in ``.dcp``; otherwise a Hugging Face folder, which replaces an
+            existing one that holds nothing but a checkpoint.
         metadata: strings to store with the tensors, usually ``provenance(…)``.
         companions_from: a checkpoint whose files beside the weights (configuration, tokenizer, code) are copied, if
             both it and ``path`` are folders.
@@ -146,6 +129,11 @@ def save_checkpoint(
         write = write_torch if suffix in TORCH_SUFFIXES else write_safetensors
         with replacing_file(path) as file:
             write(state, file, kept, path)
+        return
+    if suffix == DCP_SUFFIX:
+        check_dcp_replaceable(path)
+        with replacing_folder(path) as staging:
+            write_dcp(state, staging, kept)
         return
     donor = None if companions_from is None else local_path(companions_from)
     donor = None if donor is None or donor.is_file() else donor
@@ -181,7 +169,7 @@ def _divided(state: StateDict, components: Sequence[Component], path: Path) -> d
 def load_metadata(path: StrPath) -> dict[str, str]:
     """Return the metadata of a checkpoint, without reading its tensors.
 
-    Safetensors files always have the key ``format`` (``pt``).
+    Safetensors files always have the key ``format`` (``pt``). The lists in a GGUF file are omitted.
 
     Raises:
         CheckpointError: the checkpoint is missing or damaged.
@@ -189,10 +177,13 @@ def load_metadata(path: StrPath) -> dict[str, str]:
     path = local_path(path)
     with one_line_errors(path, "read"):
         if path.is_dir():
+            if find_training(path) is not None:
+                return read_dcp_record(path)
             if (metadata := folder_metadata(path)) is not None:
                 return metadata
             path = find_components(path)[0].weights.entrance
-        return read_torch_metadata(path) if file_format(path) == "torch" else read_safetensors_metadata(path)
+        readers = {"torch": read_torch_metadata, "gguf": read_gguf_metadata, "safetensors": read_safetensors_metadata}
+        return readers[file_format(path)](path)
 
 
 def _checked_metadata(metadata: Mapping[str, str], path: Path) -> dict[str, str]:

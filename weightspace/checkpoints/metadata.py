@@ -1,21 +1,16 @@
-"""Metadata of a checkpoint's tensors from its headers alone: names, dtypes and shapes.
-
-Safetensors headers need no torch; the tensors of a torch file are listed in its pickle, which only torch can read.
-"""
+"""Metadata of a checkpoint's tensors: names, dtypes, shapes and locations, without their elements."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from weightspace.checkpoints.atomic_write import one_line_errors
-from weightspace.checkpoints.components import Component, find_components
-from weightspace.checkpoints.file_format import file_format
-from weightspace.checkpoints.hf_folder import Weights, check_index
-from weightspace.checkpoints.safetensors_header import ITEMSIZES, read_header, tied_entries
+from weightspace.checkpoints.components import Component
+from weightspace.checkpoints.safetensors_header import ITEMSIZES
 from weightspace.errors import CheckpointError
 
 
@@ -58,6 +53,22 @@ class Place:
 
 
 @dataclass(frozen=True, slots=True)
+class Piece:
+    """A part of a tensor with a location of its own, such as a rank's shard.
+
+    Attributes:
+        place: location of its elements, in row-major order.
+        starts: index of its first element in the tensor, one number per axis; a single number is an index into all
+            elements in row-major order.
+        shape: its shape, with as many axes.
+    """
+
+    place: Place
+    starts: tuple[int, ...]
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class StoredPart:
     """A stored tensor that is part of a quantised one: its name in the files, its dtype and shape, and its location.
 
@@ -83,6 +94,7 @@ class QuantisedTensor:
         left_out: names of stored tensors that belong to it but don't affect its values, such as activation scales.
         dtype: safetensors name of the dtype that the network computes in, which is also that of a merged tensor.
         overhead: bytes that reading a range needs in addition to its elements as float32.
+        is_exact: whether it is not quantised, but stored in another order or with an offset.
     """
 
     format: str
@@ -93,6 +105,7 @@ class QuantisedTensor:
     left_out: tuple[str, ...] = ()
     dtype: str = "F32"
     overhead: int = 0
+    is_exact: bool = False
 
     @property
     def nbytes(self) -> int:
@@ -100,7 +113,7 @@ class QuantisedTensor:
         return sum(part.info.nbytes for part in self.parts.values())
 
 
-class Piece(NamedTuple):
+class CopiedPiece(NamedTuple):
     """Elements of a tensor that are read from another one; strides and offsets are in elements.
 
     Attributes:
@@ -143,7 +156,7 @@ class AssembledTensor:
         origin: the checkpoint with the other tensors.
     """
 
-    pieces: tuple[Piece, ...]
+    pieces: tuple[CopiedPiece, ...]
     origin: CheckpointMetadata
 
     @property
@@ -179,7 +192,8 @@ class CheckpointMetadata:
         key: the requested entry of a torch file that holds the tensors, if any.
         renamed: name -> name in the file, if they differ.
         notes: notes on choices made while reading, one line each.
-        quantised: name -> parts of the tensors that are dequantised on reading; their dtype in ``tensors`` is F32.
+        quantised: name -> parts of the tensors that are decoded on reading; those that are quantised become F32.
+        pieces: name -> pieces of the tensors that are stored in several, by increasing position; they cover it.
         components: the parts of a folder that it is read from; empty for a file.
         assembled: name -> pieces of the tensors that a name map fuses, splits, stacks or transposes on reading.
     """
@@ -193,14 +207,20 @@ class CheckpointMetadata:
     renamed: Mapping[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     quantised: Mapping[str, QuantisedTensor] = field(default_factory=dict)
+    pieces: Mapping[str, tuple[Piece, ...]] = field(default_factory=dict)
     components: tuple[Component, ...] = ()
     assembled: Mapping[str, AssembledTensor] = field(default_factory=dict)
 
     def quantised_parts(self, name: str) -> tuple[QuantisedTensor, ...]:
-        """Return the quantised tensors that a tensor is read from: itself, or those that it is assembled from."""
+        """Return the decoded tensors that a tensor is read from: itself, or those that it is assembled from."""
         if (assembled := self.assembled.get(name)) is not None:
             return tuple(part for one in assembled.sources for part in assembled.origin.quantised_parts(one))
         return (self.quantised[name],) if name in self.quantised else ()
+
+    def is_quantised(self, name: str | None = None) -> bool:
+        """Return whether a tensor is dequantised on reading, or any tensor is."""
+        names = (*self.quantised, *self.assembled) if name is None else (name,)
+        return any(not part.is_exact for one in names for part in self.quantised_parts(one))
 
     def stored_bytes(self, name: str) -> int:
         """Return the bytes of a tensor in the files: those of all its parts if it is quantised."""
@@ -238,103 +258,17 @@ class CheckpointMetadata:
             tensors={names[name]: info for name, info in self.tensors.items()},
             tied={names[name]: names[owner] for name, owner in self.tied.items()},
             places={names[name]: place for name, place in self.places.items()},
+            pieces={names[name]: pieces for name, pieces in self.pieces.items()},
             renamed={short: self.renamed.get(name, name) for short, name in shorts.items()},
             quantised={names[name]: quantised for name, quantised in self.quantised.items()},
             assembled={names[name]: assembled for name, assembled in self.assembled.items()},
         )
 
 
-def read_contents(path: Path, *, key: str | None = None, components: Collection[str] = ()) -> CheckpointMetadata:
-    """Read the metadata of a checkpoint.
-
-    Args:
-        path: a safetensors file, a torch file, or a folder: of transformers, diffusers or sentence-transformers.
-        key: the entry of torch files that holds the state dict; see ``load_checkpoint``.
-        components: the components of a folder that are read; by default all.
-
-    Raises:
-        CheckpointError: the checkpoint is missing or damaged.
-        WeightspaceError: a component is unknown.
-    """
-    with one_line_errors(path, "read"):
-        if not path.is_dir():
-            return _file_contents(path, key)
-        found = find_components(path, components)
-        parts = [_folder_contents(path / one.folder, one.weights, key) for one in found]
-    named = [
-        part.under_names({name: one.prefix + name for name in part.tensors}, "") if one.prefix else part
-        for one, part in zip(found, parts, strict=True)
-    ]
-    return _united(path, found, named)
-
-
-def _united(path: Path, components: tuple[Component, ...], parts: Sequence[CheckpointMetadata]) -> CheckpointMetadata:
-    """Return the metadata of a folder from that of its components."""
-    tensors: dict[str, TensorInfo] = {}
-    for one, part in zip(components, parts, strict=True):
-        if twice := next((name for name in part.tensors if name in tensors), None):
-            raise CheckpointError(f"{path}: {twice!r} is a tensor of {one.name} and of another component.")
-        tensors |= part.tensors
-    return CheckpointMetadata(
-        path,
-        tuple(file for part in parts for file in part.files),
-        tensors,
-        {name: owner for part in parts for name, owner in part.tied.items()},
-        {name: place for part in parts for name, place in part.places.items()},
-        next((part.key for part in parts if part.key is not None), None),
-        {},
-        tuple(note for part in parts for note in part.notes),
-        components=components,
-    )
-
-
-def _folder_contents(folder: Path, weights: Weights, key: str | None) -> CheckpointMetadata:
-    """Return the metadata of a folder with one set of weights."""
-    parts = {file.name: _file_contents(file, key) for file in weights.files}
-    if weights.index is None:
-        (part,) = parts.values()
-        return replace(part, path=folder)
-    return _sharded(folder, weights, parts, weights.index)
-
-
-def _sharded(
-    path: Path, weights: Weights, parts: dict[str, CheckpointMetadata], index: dict[str, str]
-) -> CheckpointMetadata:
-    """Return the metadata of shards, in the order of their index."""
-    check_index(path, weights.entrance, index, {shard: part.tensors for shard, part in parts.items()})
-    tensors = {name: parts[shard].tensors[name] for name, shard in index.items()}
-    tied = {name: owner for part in parts.values() for name, owner in part.tied.items()}
-    places = {name: place for part in parts.values() for name, place in part.places.items()}
-    notes = tuple(note for part in parts.values() for note in part.notes)
-    return CheckpointMetadata(path, weights.files, tensors, tied, places, next(iter(parts.values())).key, notes=notes)
-
-
-def _file_contents(path: Path, key: str | None) -> CheckpointMetadata:
-    """Return the metadata of one file."""
-    if file_format(path) == "torch":
-        return _torch_contents(path, key)
-    header = read_header(path)
-    tied = tied_entries(path, header)
-    tensors = {name: TensorInfo(entry.dtype, entry.shape) for name, entry in header.entries.items()}
-    tensors |= {name: tensors[owner] for name, owner in tied.items()}
-    places = {name: Place(path, header.data_start + entry.start) for name, entry in header.entries.items()}
-    places |= {name: places[owner] for name, owner in tied.items()}
-    return CheckpointMetadata(path, (path,), tensors, tied, places)
-
-
-def _torch_contents(path: Path, key: str | None) -> CheckpointMetadata:
-    """Return the metadata of a torch file."""
-    from weightspace.checkpoints.dtypes import NAMES
-    from weightspace.checkpoints.load_save import read_state
-    from weightspace.checkpoints.memory_map import mapped_places
-    from weightspace.checkpoints.state_dict import dtype_name, tied_names
-
-    state, notes = read_state(path, key)
-    for name, tensor in state.items():
-        if tensor.dtype not in NAMES:
-            raise CheckpointError(
-                f"{path}: {name!r} has dtype {dtype_name(tensor.dtype)}, which cannot be merged. Convert it first."
-            )
-    tensors = {name: TensorInfo(NAMES[tensor.dtype], tuple(tensor.shape)) for name, tensor in state.items()}
-    places = {name: Place(path, start, strides) for name, (start, strides) in mapped_places(path, state).items()}
-    return CheckpointMetadata(path, (path,), tensors, tied_names(state), places, key, notes=notes)
+def dequantising_note(path: Path, tensors: Iterable[QuantisedTensor]) -> list[str]:
+    """Return a line on the tensors that are dequantised while a checkpoint is read, if there are any."""
+    counts = Counter(tensor.format for tensor in tensors if not tensor.is_exact)
+    if not counts:
+        return []
+    listed = "; ".join(f"{form} ({count:,} tensor{'' if count == 1 else 's'})" for form, count in counts.items())
+    return [f"{path} is dequantised while it is read, to float32: {listed}. Its rounding errors are merged."]

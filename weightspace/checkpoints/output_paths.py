@@ -14,7 +14,9 @@ from pathlib import Path
 
 from weightspace.checkpoints.atomic_write import final_target, one_line_errors
 from weightspace.checkpoints.companion_files import check_replaceable
-from weightspace.checkpoints.file_format import SAFETENSORS_SUFFIX, TORCH_SUFFIXES
+from weightspace.checkpoints.dcp_record import check_dcp_replaceable
+from weightspace.checkpoints.file_format import DCP_SUFFIX, GGUF_SUFFIX, SAFETENSORS_SUFFIX, TORCH_SUFFIXES
+from weightspace.checkpoints.gguf.header import MAGIC
 from weightspace.checkpoints.hf_folder import ENTRANCES
 from weightspace.checkpoints.json_file import read_json
 from weightspace.checkpoints.zip_records import ZipError, read_directory
@@ -27,17 +29,27 @@ _FILES = (SAFETENSORS_SUFFIX, *TORCH_SUFFIXES)
 _READ_IN_FOLDERS = ("config.json", "adapter_config.json", "adapter_model.safetensors", "adapter_model.bin")
 
 
-def check_checkpoint_output(path: Path, *, again: Collection[str] = (), force: bool = False) -> None:
-    """Check that a checkpoint can be written to a path: a file by its ending, else a folder.
+def check_checkpoint_output(
+    path: Path, *, again: Collection[str] = (), force: bool = False, gguf: bool = False
+) -> None:
+    """Check that a checkpoint can be written to a path: a file or a DCP folder by its ending, else a folder.
 
     Args:
         path: the output.
         again: files beside the weights that a folder will hold; see ``check_replaceable``.
         force: replace a file that isn't a checkpoint.
+        gguf: whether it may be a GGUF file, which only merges write.
 
     Raises:
         CheckpointError: the name ends like another kind of file, or the path exists and isn't a checkpoint.
     """
+    suffix = path.suffix.lower()
+    if gguf and suffix == GGUF_SUFFIX:
+        check_file_output(path, force=force)
+        return
+    if suffix == DCP_SUFFIX:
+        check_dcp_replaceable(path)
+        return
     check_name(path)
     if path.suffix.lower() in _FILES:
         check_file_output(path, force=force)
@@ -280,6 +292,7 @@ def _is_object(path: Path) -> bool:
 KINDS: Mapping[str, Callable[[Path], bool]] = {
     ".safetensors": _is_safetensors,
     **dict.fromkeys((".pt", ".pth", ".bin"), _is_torch),
+    GGUF_SUFFIX: _begins(MAGIC),
     ".json": _is_object,
     ".csv": _begins(*_HEADS),
     ".npy": _begins(b"\x93NUMPY"),

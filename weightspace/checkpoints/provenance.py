@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from weightspace.checkpoints.components import weight_files
+from weightspace.checkpoints.detection import weight_files
 from weightspace.checkpoints.fetching import fetched_path
 from weightspace.checkpoints.hashing import sha256_of
 from weightspace.checkpoints.hub_cache import folder_name

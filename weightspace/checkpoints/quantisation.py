@@ -113,6 +113,8 @@ def find_quantised(tensors: Mapping[str, tuple[str, int]]) -> Quantised | None:
         if last in _MARKS:
             return Quantised(_MARKS[last], name)
         modules.setdefault(module, {})[last] = name
+        if dtype == "F8_E8M0":
+            return Quantised("scales that are powers of two (E8M0)", name)
         if dtype[0] in "IU" or dtype.startswith("F8"):
             narrow[module] = None
     lasts = {last for parts in modules.values() for last in parts}

@@ -7,7 +7,10 @@ Tensors are read, not memory-mapped: if a mapped file is truncated, accessing th
 from __future__ import annotations
 
 import math
+import os
 import warnings
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Protocol
 
 import torch
@@ -15,12 +18,20 @@ from torch import Tensor
 
 from weightspace.checkpoints.assembled_reader import AssembledReader
 from weightspace.checkpoints.atomic_write import one_line_errors
+from weightspace.checkpoints.components import Component, find_components
 from weightspace.checkpoints.dtypes import DTYPES
 from weightspace.checkpoints.fetching import fetched_path
-from weightspace.checkpoints.load_save import StrPath, read_state
-from weightspace.checkpoints.metadata import CheckpointMetadata, Place, StoredPart, TensorInfo, read_contents
+from weightspace.checkpoints.file_format import file_format
+from weightspace.checkpoints.gguf_file import read_gguf
+from weightspace.checkpoints.hf_folder import read_weights
+from weightspace.checkpoints.metadata import CheckpointMetadata, Place, StoredPart, TensorInfo
 from weightspace.checkpoints.open_files import OpenFiles
-from weightspace.checkpoints.state_dict import StateDict
+from weightspace.checkpoints.pieced_tensor import PiecedTensor
+from weightspace.checkpoints.read_metadata import read_contents
+from weightspace.checkpoints.safetensors_file import read_safetensors
+from weightspace.checkpoints.state_dict import StateDict, check_storable
+from weightspace.checkpoints.torch_file import read_torch
+from weightspace.checkpoints.training_folders import find_training
 from weightspace.errors import CheckpointError, WeightspaceWarning
 
 
@@ -133,6 +144,9 @@ class CheckpointReader:
         if name in self.contents.quantised or name in self.contents.assembled:
             reader = self._assembled(name) if name in self.contents.assembled else self._dequantised(name)
             return reader.read(0, math.prod(info.shape)).view(info.shape)
+        if name in self.contents.pieces:
+            numbers = PiecedTensor(self._files, self.contents.pieces[name], info)
+            return numbers.read(0, math.prod(numbers.shape)).view(DTYPES[info.dtype]).view(info.shape)
         place = self.contents.places.get(name)
         if place is None:
             return self._in_memory(self.contents.renamed.get(name, name))
@@ -146,6 +160,8 @@ class CheckpointReader:
             return self._assembled(name)
         if name in self.contents.quantised:
             return self._dequantised(name)
+        if name in self.contents.pieces:
+            return PiecedTensor(self._files, self.contents.pieces[name], self.contents.tensors[name])
         place = self.contents.places.get(name)
         if place is None or place.strides is not None:
             return None
@@ -184,7 +200,37 @@ class CheckpointReader:
         return state
 
 
-def read_checkpoint(path: StrPath) -> StateDict:
+def read_state(
+    path: Path, key: str | None = None, components: Sequence[Component] = ()
+) -> tuple[StateDict, tuple[str, ...]]:
+    """Return the named tensors of a local checkpoint, and notes on choices made while reading.
+
+    See ``load_checkpoint``. ``components`` are those of a folder that are read, by default all.
+    """
+    if path.is_dir() and find_training(path) is not None:
+        contents = read_contents(path, key=key)
+        return CheckpointReader(contents).state(), contents.notes
+    notes: list[str] = []
+
+    def read(file: Path) -> StateDict:
+        form = file_format(file)
+        if form == "safetensors":
+            state = read_safetensors(file)
+            check_storable(state, file)
+            return state
+        state, choices = read_gguf(file) if form == "gguf" else read_torch(file, key)
+        notes.extend(choices)
+        return state
+
+    if not path.is_dir():
+        return read(path), tuple(notes)
+    parts = {
+        one.prefix: read_weights(path / one.folder, one.weights, read) for one in components or find_components(path)
+    }
+    return {prefix + name: tensor for prefix, part in parts.items() for name, tensor in part.items()}, tuple(notes)
+
+
+def read_checkpoint(path: str | os.PathLike[str]) -> StateDict:
     """Read the tensors of a checkpoint into memory, independent of later changes to its files; tied ones stay tied.
 
     Args:

@@ -22,12 +22,12 @@ from weightspace.errors import CheckpointError
 
 #: safetensors name of a dtype -> bytes per element.
 ITEMSIZES: dict[str, int] = {
-    **{"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "F8_E4M3": 1, "F8_E5M2": 1, "C64": 8},
+    **{"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "C64": 8, "F8_E4M3": 1, "F8_E5M2": 1, "F8_E8M0": 1},
     **{"I64": 8, "I32": 4, "I16": 2, "I8": 1, "U64": 8, "U32": 4, "U16": 2, "U8": 1, "BOOL": 1},
 }
 
-#: Prefixes of the format's names of 4- and 6-bit numbers and of their shared scales.
-_MICROSCALING = ("F4", "F6_", "F8_E8M0")
+#: Prefixes of the format's names of 4- and 6-bit numbers.
+_MICROSCALING = ("F4", "F6_")
 
 #: Metadata key of the tied names: a JSON object *name -> stored name*.
 TIED = "weightspace.tied"

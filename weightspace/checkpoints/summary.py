@@ -11,9 +11,12 @@ from dataclasses import dataclass
 import torch
 
 from weightspace.checkpoints.dtypes import NAMES
+from weightspace.checkpoints.fetching import fetched_path
+from weightspace.checkpoints.file_format import file_format
 from weightspace.checkpoints.load_save import StrPath, load_checkpoint, load_metadata
 from weightspace.checkpoints.measure import count_non_finite, is_inexact, norm
 from weightspace.checkpoints.quantisation import find_quantised
+from weightspace.checkpoints.read_metadata import read_contents
 from weightspace.checkpoints.state_dict import StateDict, dtype_name, tied_names
 from weightspace.reprs import brief
 
@@ -47,7 +50,8 @@ class CheckpointSummary:
         parameters: number of elements of all tensors, including buffers and counters, which files don't distinguish.
         bytes: size of all tensors.
         norm: Euclidean norm over the float tensors.
-        quantised: the format of quantised weights, or None; their stored numbers and scales are listed as they are.
+        quantised: the format of quantised weights, or None; their stored numbers and scales are listed as they are,
+            but those of a GGUF file as the float32 tensors that they represent.
     """
 
     path: str
@@ -83,8 +87,17 @@ def summarise(path: StrPath, *, strip_prefix: str | None = None, key: str | None
         norm=math.hypot(*(tensor.norm for tensor in stored if tensor.norm is not None)),
         non_finite=sum(tensor.non_finite for tensor in stored),
         metadata=load_metadata(path),
-        quantised=None if marks is None else marks.format,
+        quantised=_decoded(path) if marks is None else marks.format,
     )
+
+
+def _decoded(path: StrPath) -> str | None:
+    """Return the formats of the tensors of a GGUF file that are dequantised on reading, if any are."""
+    local = fetched_path(path)
+    if local.is_dir() or file_format(local) != "gguf":
+        return None
+    tensors = read_contents(local).quantised.values()
+    return ", ".join(dict.fromkeys(tensor.format for tensor in tensors if not tensor.is_exact)) or None
 
 
 def _summaries(state: StateDict) -> tuple[TensorSummary, ...]:

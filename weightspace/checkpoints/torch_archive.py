@@ -7,6 +7,8 @@ followed by the storages, each preceded by its number of elements.
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
@@ -65,8 +67,42 @@ def is_archive(file: BinaryIO) -> bool:
     return file.read(len(MAGIC)) == MAGIC
 
 
-def _check_archive(file: BinaryIO) -> bool:
-    """Check an archive; return whether it can be memory-mapped."""
+@dataclass(frozen=True)
+class Archive:
+    """A torch file in the zip format: its records, the folder that they are in, and its pickle."""
+
+    records: Mapping[str, ZipRecord]
+    folder: str
+    pickle: bytes
+
+    def storage(self, storage: Storage) -> ZipRecord:
+        """Return the record of a storage, after checking its length against the pickle.
+
+        Raises:
+            ZipError: it is missing, or has another length.
+        """
+        record = self.records.get(f"{self.folder}/data/{storage.key}")
+        if record is None:
+            raise ZipError(f"the storage {storage.key[:80]!r} is missing")
+        if record.size != storage.nbytes:
+            raise ZipError(
+                f"the storage {storage.key[:80]!r} has {record.size:,} bytes, but the pickle claims {storage.nbytes:,}"
+            )
+        return record
+
+    def is_native(self, file: BinaryIO) -> bool:
+        """Return whether numbers are in this machine's byte order; before torch 2.1, files count as little-endian."""
+        record = self.records.get(f"{self.folder}/byteorder")
+        return sys.byteorder.encode() == (b"little" if record is None else read_record(file, record, MAX_PICKLE))
+
+
+def read_archive(file: BinaryIO) -> Archive:
+    """Return the records and the pickle of a torch file in the zip format.
+
+    Raises:
+        TorchPickleError: it isn't a file of ``torch.save``, or its pickle is too large.
+        ZipError: the archive is damaged.
+    """
     records = read_directory(file)
     folder = next(iter(records), "").split("/")[0]
     if f"{folder}/constants.pkl" in records:
@@ -83,33 +119,19 @@ def _check_archive(file: BinaryIO) -> bool:
         )
     content = read_record(file, pickled, MAX_PICKLE)
     check_memory(content)
-    claimed = [
-        _record_of(records, folder, storage) for storage in follow_pickle(content).storages.values() if storage.nbytes
-    ]
+    return Archive(records, folder, content)
+
+
+def _check_archive(file: BinaryIO) -> bool:
+    """Check an archive; return whether it can be memory-mapped."""
+    archive = read_archive(file)
+    claimed = [archive.storage(one) for one in follow_pickle(archive.pickle).storages.values() if one.nbytes]
     usable = all(record.method == STORED and record.fits and record.start % _ALIGNMENT == 0 for record in claimed)
-    if usable and _has_order_of_this_machine(file, records.get(f"{folder}/byteorder")):
+    if usable and archive.is_native(file):
         return True
     for record in claimed:
         check_record(file, record)
     return False
-
-
-def _has_order_of_this_machine(file: BinaryIO, record: ZipRecord | None) -> bool:
-    """Return whether numbers are in this machine's byte order; files of torch before 2.1 count as little-endian."""
-    order = b"little" if record is None else read_record(file, record, MAX_PICKLE)
-    return order == sys.byteorder.encode()
-
-
-def _record_of(records: dict[str, ZipRecord], folder: str, storage: Storage) -> ZipRecord:
-    """Return the record of a storage, after checking its length against the pickle."""
-    record = records.get(f"{folder}/data/{storage.key}")
-    if record is None:
-        raise ZipError(f"the storage {storage.key[:80]!r} is missing")
-    if record.size != storage.nbytes:
-        raise ZipError(
-            f"the storage {storage.key[:80]!r} has {record.size:,} bytes, but the pickle claims {storage.nbytes:,}"
-        )
-    return record
 
 
 def _check_old_file(file: BinaryIO) -> None:

@@ -1,4 +1,4 @@
-"""Torch files, which are always read with ``weights_only=True``.
+"""Torch files, which are read with ``weights_only=True``, or, if that refuses objects beside the tensors, as data.
 
 The state dict is searched at the top level and under the usual names of training scripts. Entries that aren't tensors
 (an epoch, a configuration) and the optimizer are ignored; a second network beside the chosen one (an exponential moving
@@ -14,12 +14,15 @@ import warnings
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any, BinaryIO
 
 import torch
 
 from weightspace.checkpoints.atomic_write import one_line_errors
 from weightspace.checkpoints.file_format import SAFETENSORS_SUFFIX
+from weightspace.checkpoints.inert_pickle import Record
+from weightspace.checkpoints.inert_torch_file import load_inert
 from weightspace.checkpoints.json_file import MAX_BYTES, parse_json
 from weightspace.checkpoints.quantisation import check_not_quantised, find_quantised
 from weightspace.checkpoints.state_dict import StateDict, check_storable, tied_names
@@ -54,10 +57,11 @@ def read_torch(path: Path, key: str | None = None) -> tuple[StateDict, tuple[str
         CheckpointError: the file is damaged, needs code to be unpickled, holds no tensors, or holds several
             state dicts, or tensors in lists.
     """
-    content = _unpickle(path)
-    notes: list[str] = []
+    content, left = _unpickle(path)
+    notes = [f"{path}: left out, since only tensors are read: objects of {', '.join(left[:3])}."] if left else []
     entries = _unwrap(content, path, notes) if key is None else _entry(content, path, key, notes)
     _check_no_lists(entries, path)
+    _check_no_objects(entries, path)
     state = {name: value.detach() for name, value in entries.items() if isinstance(value, torch.Tensor)}
     check_storable(state, path)
     return state, tuple(notes)
@@ -69,7 +73,7 @@ def nesting_of(path: Path) -> tuple[str, tuple[str, ...]] | None:
     Raises:
         CheckpointError: as ``read_torch``.
     """
-    content = _unpickle(path)
+    content, _ = _unpickle(path)
     taken = _unwrap(content, path, [])
     keys: list[str] = []
     inside = content
@@ -120,8 +124,11 @@ def write_torch(state: StateDict, file: BinaryIO, metadata: dict[str, str], path
             archive.writestr(zipfile.ZipInfo(_RECORD), json.dumps(metadata))
 
 
-def _unpickle(path: Path) -> Any:
-    """Return the content of the file, with tensors on the CPU, without running code."""
+def _unpickle(path: Path) -> tuple[Any, tuple[str, ...]]:
+    """Return the content of the file, with tensors on the CPU, and the classes of objects that aren't unpickled.
+
+    No code is run.
+    """
     with one_line_errors(path, "read"):
         mapped = check_torch_file(path)
         try:
@@ -129,10 +136,15 @@ def _unpickle(path: Path) -> Any:
                 warnings.simplefilter("ignore")
                 if path.suffix.lower() == SAFETENSORS_SUFFIX:  # torch would trust the name
                     with open(path, "rb") as file:
-                        return torch.load(file, map_location="cpu", weights_only=True)
-                return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
+                        return torch.load(file, map_location="cpu", weights_only=True), ()
+                return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped), ()
         except OSError:
             raise
+        except UnpicklingError as error:
+            content, classes = load_inert(path) if mapped else (None, ())
+            if not isinstance(content, Mapping):
+                raise CheckpointError(f"{path} cannot be read: {_reason(error)}") from error
+            return content, classes
         except Exception as error:  # a damaged pickle can raise anything
             raise CheckpointError(f"{path} cannot be read: {_reason(error)}") from error
 
@@ -243,6 +255,16 @@ def _check_no_lists(entries: Mapping[Any, Any], path: Path) -> None:
             f"{path}: {str(name)[:80]!r} holds tensors in a {type(value).__name__}, expected names and tensors: they "
             "would be lost. Save only the state dict, or choose one in the file with key=… or --key."
         )
+
+
+def _check_no_objects(entries: Mapping[Any, Any], path: Path) -> None:
+    """Reject a state dict with objects in it, such as tensors of another library's class, which would be lost."""
+    for name, value in entries.items():
+        if isinstance(value, Record) and str(name).rpartition(".")[2] != "_extra_state":
+            raise CheckpointError(
+                f"{path}: {str(name)[:80]!r} is an object of {'.'.join(value.kind)[:80]}, which needs code to be run; "
+                "only tensors are read. Save its state dict alone."
+            )
 
 
 def _lists_tensors(value: Any, depth: int = _DEPTH) -> bool:

@@ -35,7 +35,7 @@ _ITEMSIZES = {
 }
 
 #: Functions that create a view of a storage: (storage, offset, size, stride, …).
-_VIEWS = ("_rebuild_tensor", "_rebuild_tensor_v2", "_rebuild_tensor_v3", "_rebuild_qtensor")
+VIEWS = ("_rebuild_tensor", "_rebuild_tensor_v2", "_rebuild_tensor_v3", "_rebuild_qtensor")
 
 #: Functions that create a tensor from tensors.
 _TENSORS = (
@@ -44,7 +44,7 @@ _TENSORS = (
 )
 
 #: Functions that torch would call and that allocate or expose memory without a storage.
-_REFUSED = ("bytearray", "_rebuild_nested_tensor", "_rebuild_wrapper_subclass", "_rebuild_device_tensor_from_numpy")
+REFUSED = ("bytearray", "_rebuild_nested_tensor", "_rebuild_wrapper_subclass", "_rebuild_device_tensor_from_numpy")
 
 
 class TorchPickleError(ValueError):
@@ -68,11 +68,12 @@ class Global(NamedTuple):
 
 @dataclass(frozen=True)
 class Storage:
-    """A storage as claimed by a pickle: its name in the file, bytes per element, and total size."""
+    """A storage as claimed by a pickle: its name in the file, bytes per element, total size, and type."""
 
     key: str
     itemsize: int
     nbytes: int
+    kind: str
 
 
 @dataclass
@@ -90,7 +91,7 @@ class Claims:
     end: int = 0
 
 
-class _Tuple(tuple[Any, ...]):
+class PickledTuple(tuple[Any, ...]):
     """A tuple with a known nesting depth, since hashing a deep one crashes the process."""
 
     depth = 1
@@ -99,17 +100,22 @@ class _Tuple(tuple[Any, ...]):
 #: Symbols for a tensor, and for any other value that isn't plain.
 _TENSOR, _OPAQUE = object(), object()
 
-_EMPTY = _Tuple()
+_EMPTY = PickledTuple()
 
 
-def check_memory(content: bytes) -> None:
+def check_memory(content: bytes, most: int = MAX_PICKLE, memory: int = _MAX_MEMORY) -> None:
     """Check that a pickle doesn't create more objects than fit in memory.
+
+    Args:
+        content: the pickle.
+        most: largest pickle in bytes.
+        memory: upper bound on the memory of its objects in bytes.
 
     Raises:
         TorchPickleError: it does.
     """
     needed = 12 * len(content) + sum(cost * content.count(code) for code, cost in _COSTS.items())
-    if len(content) > MAX_PICKLE or needed > _MAX_MEMORY:
+    if len(content) > most or needed > memory:
         raise TorchPickleError(f"its pickle of {len(content):,} bytes creates more objects than fit in memory")
 
 
@@ -123,7 +129,7 @@ def follow_pickle(content: bytes, start: int = 0) -> Claims:
     Raises:
         TorchPickleError: the pickle is damaged or needs code to be run, or a view exceeds its storage.
     """
-    machine = _Machine(content, start)
+    machine = PickleMachine(content, start)
     try:
         machine.run()
     except TorchPickleError:
@@ -133,7 +139,7 @@ def follow_pickle(content: bytes, start: int = 0) -> Claims:
     return machine.claims
 
 
-class _Machine:
+class PickleMachine:
     """Interpreter of pickle instructions, limited to those of torch's ``weights_only`` unpickler."""
 
     def __init__(self, content: bytes, start: int) -> None:
@@ -156,10 +162,10 @@ class _Machine:
         while True:
             code = self.content[self.at]
             self.at += 1
-            if code == _STOP:
+            if code == STOP:
                 self.claims.value, self.claims.end = self.stack.pop(), self.at
                 return
-            _INSTRUCTIONS[code](self)
+            INSTRUCTIONS[code](self)
 
     def take(self, length: int) -> bytes:
         """Return the next bytes."""
@@ -190,8 +196,10 @@ class _Machine:
 
     def tuple_of(self, items: list[Any]) -> None:
         """Push a tuple."""
-        made = _Tuple(items)
-        made.depth = 1 + max((item.depth for item in items if type(item) is _Tuple), default=0)
+        made = PickledTuple(items)
+        for item in items:
+            if type(item) is PickledTuple and item.depth >= made.depth:
+                made.depth = item.depth + 1
         if made.depth > _MAX_DEPTH:
             raise TorchPickleError(f"its tuples are nested more than {_MAX_DEPTH} deep")
         self.push(made)
@@ -222,14 +230,14 @@ class _Machine:
 
     def result(self, function: Any, arguments: Any) -> Any:
         """Return the symbolic result of a function for arguments."""
-        if not isinstance(function, Global) or type(arguments) is not _Tuple:
+        if not isinstance(function, Global) or type(arguments) is not PickledTuple:
             raise TorchPickleError("it calls something that isn't a function")
         module, name = function
-        if name in _REFUSED or (module.startswith("torch") and name.endswith("Tensor")):
+        if name in REFUSED or (module.startswith("torch") and name.endswith("Tensor")):
             raise TorchPickleError(f"it creates something that isn't part of a checkpoint ({module}.{name})")
         if module == "torch._tensor" and name == "_rebuild_from_type_v2":
             return self.result(arguments[0], arguments[2])
-        if module == "torch._utils" and name in _VIEWS:
+        if module == "torch._utils" and name in VIEWS:
             self.check_view(arguments, _itemsize_of(arguments[6]) if name == "_rebuild_tensor_v3" else None)
             return _TENSOR
         if name in _TENSORS or name == "Parameter":
@@ -251,7 +259,7 @@ class _Machine:
         itemsize = _ITEMSIZES.get(storage_type.name)
         if itemsize is None:
             raise TorchPickleError(f"it requests a storage of an unknown type, {storage_type.name[:80]!r}")
-        storage = Storage(key, itemsize, count * itemsize)
+        storage = Storage(key, itemsize, count * itemsize, storage_type.name)
         if self.claims.storages.setdefault(key, storage) != storage:
             raise TorchPickleError(f"it claims two lengths or types for the storage {key[:80]!r}")
         self.push(self.part(storage, view[0]) if view and view[0] is not None else storage)
@@ -263,7 +271,7 @@ class _Machine:
             raise TorchPickleError("it requests something that isn't a storage")
         if (offset + count) * storage.itemsize > storage.nbytes:
             raise TorchPickleError(f"a part of the storage {storage.key[:80]!r} lies beyond its end")
-        return Storage(key, storage.itemsize, count * storage.itemsize)
+        return Storage(key, storage.itemsize, count * storage.itemsize, storage.kind)
 
     def check_view(self, arguments: tuple[Any, ...], itemsize: int | None) -> None:
         """Check that a view stays within its storage."""
@@ -297,44 +305,44 @@ def _is_size(value: Any) -> bool:
 
 
 def _are_sizes(values: Any) -> bool:
-    return type(values) is _Tuple and len(values) <= _MAX_DIMENSIONS and all(map(_is_size, values))
+    return type(values) is PickledTuple and len(values) <= _MAX_DIMENSIONS and all(map(_is_size, values))
 
 
-def _set_item(machine: _Machine) -> None:
+def _set_item(machine: PickleMachine) -> None:
     machine.last(2)
 
 
-def _long(machine: _Machine) -> int:
+def _long(machine: PickleMachine) -> int:
     return int.from_bytes(machine.take(machine.number("<B")), "little", signed=True)
 
 
-def _text(machine: _Machine) -> str:
+def _text(machine: PickleMachine) -> str:
     return machine.take(machine.number("<I")).decode("utf-8", "surrogatepass")
 
 
-def _remember(code: str) -> Callable[[_Machine], None]:
+def _remember(code: str) -> Callable[[PickleMachine], None]:
     return lambda machine: machine.memo.__setitem__(machine.number(code), machine.stack[-1])
 
 
-def _recall(code: str) -> Callable[[_Machine], None]:
+def _recall(code: str) -> Callable[[PickleMachine], None]:
     return lambda machine: machine.push(machine.memo[machine.number(code)])
 
 
-def _pushing(value_of: Callable[[_Machine], Any]) -> Callable[[_Machine], None]:
+def _pushing(value_of: Callable[[PickleMachine], Any]) -> Callable[[PickleMachine], None]:
     return lambda machine: machine.push(value_of(machine))
 
 
-_STOP = ord(".")
+STOP = ord(".")
 
 #: Pickle protocols with instructions that torch's ``weights_only`` unpickler doesn't support.
 _LATER = (b"\x04", b"\x05")
 
-_INSTRUCTIONS: dict[int, Callable[[_Machine], Any]] = {
+INSTRUCTIONS: dict[int, Callable[[PickleMachine], Any]] = {
     code[0]: follow
     for code, follow in {
         b"\x80": lambda machine: machine.take(1),
-        b"(": _Machine.mark,
-        b"c": _Machine.import_name,
+        b"(": PickleMachine.mark,
+        b"c": PickleMachine.import_name,
         b"N": _pushing(lambda _: None),
         b"\x88": _pushing(lambda _: True),
         b"\x89": _pushing(lambda _: False),
@@ -356,14 +364,14 @@ _INSTRUCTIONS: dict[int, Callable[[_Machine], Any]] = {
         b"a": lambda machine: machine.extend(machine.last(1)),
         b"e": lambda machine: machine.extend(machine.since_mark()),
         b"s": _set_item,
-        b"u": _Machine.since_mark,
+        b"u": PickleMachine.since_mark,
         b"q": _remember("<B"),
         b"r": _remember("<I"),
         b"h": _recall("<B"),
         b"j": _recall("<I"),
-        b"R": _Machine.call,
-        b"\x81": _Machine.call,
-        b"b": _Machine.build,
-        b"Q": _Machine.load_storage,
+        b"R": PickleMachine.call,
+        b"\x81": PickleMachine.call,
+        b"b": PickleMachine.build,
+        b"Q": PickleMachine.load_storage,
     }.items()
 }

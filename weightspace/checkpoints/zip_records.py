@@ -148,9 +148,12 @@ def _inflated(inflate: zlib._Decompress, piece: bytes, record: ZipRecord) -> Ite
 
 def _place_of_list(file: BinaryIO, size: int) -> tuple[int, int, int, int]:
     """Return the offset and length of the list of records, their number, and the offset after the list."""
-    file.seek(max(0, size - _END.size - 2**16))
-    tail = file.read()
-    at = tail.rfind(b"PK\x05\x06")
+    tail, at = b"", -1
+    for comment in (2**8, 2**16):  # almost always empty
+        if at < 0:
+            file.seek(max(0, size - _END.size - comment))
+            tail = file.read()
+            at = tail.rfind(b"PK\x05\x06")
     if at < 0 or at + _END.size > len(tail):
         raise ZipError("its end is missing")
     _, disk, first_disk, here, count, length, start, comment = _END.unpack_from(tail, at)

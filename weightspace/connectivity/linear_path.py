@@ -15,7 +15,7 @@ from weightspace.connectivity.interpolated_network import interpolated
 from weightspace.errors import WeightspaceWarning
 from weightspace.lora.factor_files import check_is_model
 from weightspace.suggestions import unknown
-from weightspace.tasks.building import blank_network, check_belongs
+from weightspace.tasks.building import blank_network, check_belongs, experts_for
 from weightspace.tasks.protocol import Task
 
 #: Correction between the endpoints: none, recomputed BatchNorm statistics, or corrected units of all layers.
@@ -45,8 +45,10 @@ class LinearPath:
     def __init__(
         self, task: Task, a: StateDict, b: StateDict, statistics: Statistics = "auto", *, passes: int = 1
     ) -> None:
-        self.task, self.a, self.b, self.passes = task, a, b, passes
+        self.task, self.passes = task, passes
         self.network = blank_network(task)
+        a, b = (experts_for(self.network, state).stacked(state) for state in (a, b))
+        self.a, self.b = a, b
         for state, name in ((a, "a"), (b, "b")):
             check_is_model(state, name)
             check_belongs(task, self.network, state, name)

@@ -1,4 +1,4 @@
-"""LoRA adapters: factors in PEFT's folders, read from headers, applied on the fly, extracted from full models.
+"""LoRA adapters: factors of PEFT, diffusers and kohya, read from headers, applied on the fly, or extracted.
 
 A factor pair changes its target by ``scale · B A``, of shape ``(out, in)`` as in ``torch.nn.Linear``.
 """
@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING
 from weightspace.lazy import resolver
 
 if TYPE_CHECKING:
-    from weightspace.lora.adapter import Adapter, Factors, read_adapter
+    from weightspace.lora.adapter import Adapter, Factors
     from weightspace.lora.config import Configuration, read_configuration
     from weightspace.lora.extract import Extraction, ExtractionReport, extract_lora, extract_lora_files
     from weightspace.lora.low_rank import Adapted
+    from weightspace.lora.read import read_adapter
     from weightspace.lora.write import write_adapter
 
 #: Public name -> the file that defines it.
@@ -26,7 +27,7 @@ _HOMES = {
     "Factors": "adapter",
     "extract_lora": "extract",
     "extract_lora_files": "extract",
-    "read_adapter": "adapter",
+    "read_adapter": "read",
     "read_configuration": "config",
     "write_adapter": "write",
 }

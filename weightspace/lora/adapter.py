@@ -1,21 +1,15 @@
-"""A LoRA adapter from its headers: the tensors of a model that it changes, and their factors. No tensor is read.
-
-PEFT's names begin with ``base_model.model.``, followed by the module's name in the model.
-"""
+"""A LoRA adapter as known from its headers: the tensors of a model that it changes, and their factors."""
 
 from __future__ import annotations
 
-import json
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from weightspace.checkpoints.metadata import CheckpointMetadata, TensorInfo, read_contents
-from weightspace.checkpoints.safetensors_header import read_header
-from weightspace.errors import CheckpointError
-from weightspace.lora.config import CONFIG, Configuration, read_configuration
-from weightspace.lora.fused_experts import FUSED, Part, fused_parameter
+from weightspace.checkpoints.metadata import CheckpointMetadata
+from weightspace.lora.config import Configuration
+from weightspace.lora.formats.module import Module
+from weightspace.lora.fused_experts import Part
 
 #: The file of weights written by PEFT, and that of old versions.
 WEIGHTS = "adapter_model.safetensors"
@@ -27,38 +21,49 @@ REPEATED = "weightspace.repeated"
 #: Prefix that PEFT adds to a module's name.
 PREFIX = "base_model.model."
 
-#: ``<module>.lora_A.weight``, ``<module>.lora_A.default.weight``, ``<module>.lora_embedding_A``.
-_FACTOR = re.compile(
-    r"(?P<module>.+)\.(lora_(?P<side>[AB])(\.[^.]+)?\.weight|lora_embedding_(?P<embedding>[AB])(\.[^.]+)?)"
-)
-
-#: ``<module>.modules_to_save.default.<parameter>``.
-_SAVED = re.compile(r"(?P<module>.+)\.modules_to_save\.[^.]+\.(?P<rest>.+)")
-
 
 @dataclass(frozen=True)
 class Factors:
-    """The change of one tensor: ``scale · B A``, transposed if the tensor is ``(in, out)``.
+    """The change of one tensor, such as ``scale · B A``, transposed if the tensor is ``(in, out)``.
 
     Attributes:
-        a_name: name of ``A``, ``(rank, in)`` or ``(rank, in, *kernel)``, in the adapter's file.
-        b_name: name of ``B``, ``(out, rank)`` or ``(out, rank, 1…)``.
-        rank: rank of both.
+        names: role -> tensor in the adapter's file: ``A``, ``(rank, in)`` or ``(rank, in, *kernel)``, and ``B``,
+            ``(out, rank)`` or ``(out, rank, 1…)``; ``mid`` of Tucker's form; ``hada_…`` and ``lokr_…`` of LyCORIS;
+            ``difference``; and the magnitudes of DoRA.
+        rank: rank of both; 0 for products that have none.
         scale: factor of their product.
         transposed: add ``(B A)ᵀ``: for embeddings, and linear layers stored as ``(in, out)``.
         embedding: they are called ``lora_embedding_A`` and ``lora_embedding_B``.
         shape: shape of the tensor.
         part: the tensor's part of ``A`` and ``B``, if these belong to all experts of a layer.
+        product: ``low-rank``, ``hadamard``, ``kronecker``, ``difference``, or ``stacked``.
+        axis: axis of the tensor along which it has one DoRA magnitude per index; None without DoRA.
+        magnitudes: number of DoRA magnitudes, if the shape doesn't determine it.
+        stack: first row -> changes of parts of the rows, such as queries, keys and values in one tensor; their roles in
+            ``names`` begin with that row and a colon.
     """
 
-    a_name: str
-    b_name: str
+    names: Mapping[str, str]
     rank: int
     scale: float
     transposed: bool
     embedding: bool
     shape: tuple[int, ...]
     part: Part | None = None
+    product: str = "low-rank"
+    axis: int | None = None
+    magnitudes: int | None = None
+    stack: Mapping[int, Factors] = field(default_factory=dict)
+
+    @property
+    def a_name(self) -> str:
+        """Name of ``A`` in the adapter's file."""
+        return self.names["A"]
+
+    @property
+    def b_name(self) -> str:
+        """Name of ``B`` in the adapter's file."""
+        return self.names["B"]
 
 
 @dataclass(frozen=True)
@@ -66,14 +71,17 @@ class Adapter:
     """A LoRA adapter.
 
     Attributes:
-        path: folder of the adapter.
-        files: its configuration, which determines the scales, and its weights.
+        path: folder or file of the adapter.
+        files: its configuration, if any, which determines the scales, and its weights.
         factors: tensor of the model -> its factors.
         saved: tensor of the model -> tensor of the adapter that replaces it.
         contents: the tensors in the adapter's file.
         configuration: the parsed configuration.
         fused: parameter of all experts of a layer -> its factors, whose shape is that of one expert's part.
         repeated: tensors that repeat the factors of the embedding they are tied to.
+        format: ``peft``, ``kohya`` or ``diffusers``.
+        modules: tensor of the model -> its module, in files that name modules of components.
+        notes: notes on choices made while matching it with a model, one line each.
     """
 
     path: Path
@@ -84,6 +92,9 @@ class Adapter:
     configuration: Configuration
     fused: Mapping[str, Factors] = field(default_factory=dict)
     repeated: frozenset[str] = frozenset()
+    format: str = "peft"
+    modules: Mapping[str, Module] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
     @property
     def targets(self) -> tuple[str, ...]:
@@ -95,159 +106,3 @@ class Adapter:
         factors = [self.factors[target].shape] if target in self.factors else []
         saved = [self.contents.tensors[self.saved[target]].shape] if target in self.saved else []
         return (*factors, *saved)
-
-
-def read_adapter(folder: Path) -> Adapter:
-    """Read an adapter from the headers of its folder.
-
-    Args:
-        folder: as written by PEFT's ``save_pretrained``.
-
-    Raises:
-        CheckpointError: configuration or weights are missing, damaged or inconsistent, or the adapter is of a kind that
-            can't be merged.
-    """
-    configuration = read_configuration(folder)
-    weights = next((folder / name for name in (WEIGHTS, TORCH_WEIGHTS) if (folder / name).is_file()), None)
-    if weights is None:
-        raise CheckpointError(
-            f"{folder} has {CONFIG} but no weights; expected {WEIGHTS} or {TORCH_WEIGHTS}. Save the adapter again."
-        )
-    contents = read_contents(weights)
-    if not contents.tensors:
-        raise CheckpointError(f"{weights} has no tensors; expected lora_A and lora_B. Save the adapter again.")
-    pairs: dict[tuple[str, bool], dict[str, str]] = {}
-    saved: dict[str, str] = {}
-    for name in contents.tensors:
-        factor = _FACTOR.fullmatch(_inner(folder, name))
-        if factor is None:
-            _put(folder, saved, _saved_target(configuration, name), name)
-        else:
-            embedding = factor["embedding"]
-            pair = pairs.setdefault((factor["module"], embedding is not None), {})
-            _put(folder, pair, embedding or factor["side"], name)
-    _check_parameters(configuration, [module for module, _ in pairs])
-    factors: dict[str, Factors] = {}
-    fused: dict[str, Factors] = {}
-    for (module, embedding), pair in pairs.items():
-        parameter = fused_parameter(configuration, module)
-        if parameter is None:
-            factors[f"{module}.weight"] = _factors(configuration, contents.tensors, module, embedding, pair)
-        else:
-            fused[parameter] = _stacked_factors(configuration, contents.tensors, parameter, pair)
-    files = (folder / CONFIG, *contents.files)
-    return Adapter(folder, files, factors, saved, contents, configuration, fused, _repeated(weights))
-
-
-def _check_parameters(configuration: Configuration, modules: Sequence[str]) -> None:
-    """Refuse factors of parameters that are neither module weights nor those of all experts of a layer."""
-    for parameter in configuration.parameters:
-        if parameter.rpartition(".")[2] not in ("weight", *FUSED):
-            raise CheckpointError(
-                f"{configuration.folder} targets the parameter {parameter!r} (target_parameters in {CONFIG}); "
-                f"expected factors of modules. Merge it into its model with PEFT first."
-            )
-    stray = next((module for module in modules if module.rpartition(".")[2] == "base_layer"), None)
-    if stray is not None and fused_parameter(configuration, stray) is None:
-        raise CheckpointError(
-            f"{configuration.folder} has nested factors ({stray!r}), for which {CONFIG} has no target_parameters; "
-            "expected factors of modules. Merge it into its model with PEFT first."
-        )
-
-
-def _repeated(weights: Path) -> frozenset[str]:
-    """Return the tensors that repeat factors in an extracted adapter, according to its metadata."""
-    text = read_header(weights).metadata.get(REPEATED) if weights.name == WEIGHTS else None
-    try:
-        names = json.loads(text or "[]")
-    except (ValueError, RecursionError):
-        names = []
-    return frozenset(name for name in names if isinstance(name, str)) if isinstance(names, list) else frozenset()
-
-
-def _inner(folder: Path, name: str) -> str:
-    """Return a tensor's name without PEFT's prefix."""
-    if not name.startswith(PREFIX):
-        raise CheckpointError(
-            f"{folder} has the tensor {name!r}; expected names that begin with {PREFIX!r}. Save it with PEFT."
-        )
-    return name.removeprefix(PREFIX)
-
-
-def _put(folder: Path, found: dict[str, str], key: str, name: str) -> None:
-    """Record a tensor of the adapter; duplicates are errors."""
-    if key in found:
-        raise CheckpointError(
-            f"{folder} has both {found[key]!r} and {name!r}; expected one adapter. Save each to its own folder."
-        )
-    found[key] = name
-
-
-def _saved_target(configuration: Configuration, name: str) -> str:
-    """Return the tensor of the model that a tensor without factors replaces."""
-    inner = name.removeprefix(PREFIX)
-    marked = _SAVED.fullmatch(inner)
-    if marked is not None:
-        return f"{marked['module']}.{marked['rest']}"
-    target = inner.replace(".base_layer.", ".")  # PEFT saves embeddings and heads next to their factors
-    module, _, parameter = target.rpartition(".")
-    if configuration.saves(module) or ".base_layer." in inner:
-        return target
-    if parameter == "bias" and "lora_" not in inner:
-        raise CheckpointError(
-            f"{configuration.folder} has the bias {name!r} (bias is {configuration.bias!r} in {CONFIG}); expected "
-            "bias 'none'. Merge it into its model with PEFT first."
-        )
-    if parameter == "weight" and "lora_" not in inner:  # embeddings of an extended vocabulary
-        return target
-    raise CheckpointError(
-        f"{configuration.folder} has the tensor {name!r}, which isn't part of a plain LoRA; expected lora_A and "
-        "lora_B of modules, or modules_to_save. Merge it into its model with PEFT first."
-    )
-
-
-def _stacked_factors(
-    configuration: Configuration, tensors: Mapping[str, TensorInfo], parameter: str, pair: Mapping[str, str]
-) -> Factors:
-    """Return the factors of a parameter of all experts, with the shape of one expert's part."""
-    rank = configuration.rank_of(parameter)
-    a, b = (tensors.get(pair.get(side, "")) for side in "AB")
-    fits = a is not None and b is not None and len(a.shape) == len(b.shape) == 2 and a.shape[0] == b.shape[1]
-    if a is None or b is None or not fits or a.shape[0] % rank or not a.is_inexact or not b.is_inexact:
-        raise CheckpointError(
-            f"{configuration.folder}: the factors of {parameter!r} don't fit together; expected floats of shapes "
-            f"({rank} · experts, in) and (out, {rank} · experts). Save the adapter again."
-        )
-    scale = configuration.scale_of(parameter)
-    return Factors(pair["A"], pair["B"], rank, scale, False, False, (b.shape[0], a.shape[1]))
-
-
-def _factors(
-    configuration: Configuration,
-    tensors: Mapping[str, TensorInfo],
-    module: str,
-    embedding: bool,
-    pair: Mapping[str, str],
-) -> Factors:
-    """Return the factors of a module, their shapes checked against each other and against the configuration."""
-    folder, rank = configuration.folder, configuration.rank_of(module)
-    if len(pair) < 2:
-        (side,) = pair
-        other = f"lora_{'embedding_' if embedding else ''}{'B' if side == 'A' else 'A'}"
-        raise CheckpointError(f"{folder} has {pair[side]!r} but no {other}. Expected both; save it again.")
-    a, b = tensors[pair["A"]], tensors[pair["B"]]
-    fits = len(a.shape) == len(b.shape) >= 2 and a.shape[0] == b.shape[1] and set(b.shape[2:]) <= {1}
-    if not fits or not a.is_inexact or not b.is_inexact or "C64" in (a.dtype, b.dtype):
-        raise CheckpointError(
-            f"{folder}: the factors of {module!r} are {a.dtype} {a.shape} and {b.dtype} {b.shape}; expected floats of "
-            f"shapes ({rank}, in) and (out, {rank}). Save the adapter again."
-        )
-    if a.shape[0] != rank:
-        raise CheckpointError(
-            f"{folder}: the factors of {module!r} have rank {a.shape[0]}; expected {rank} from {CONFIG} (r, "
-            "rank_pattern). Do both files belong to the same adapter?"
-        )
-    shape = (b.shape[0], *a.shape[1:])
-    transposed = embedding or (configuration.fan_in_fan_out and len(shape) == 2)
-    scale = configuration.scale_of(module)
-    return Factors(pair["A"], pair["B"], rank, scale, transposed, embedding, shape[::-1] if transposed else shape)

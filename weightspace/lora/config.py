@@ -22,7 +22,6 @@ CONFIG = "adapter_config.json"
 
 #: Options that change an adapter's effect -> its kind. A merge only supports ``W + scale · B A``.
 _VARIANTS = {
-    "use_dora": "DoRA, which scales whole columns of the weights",
     "use_qalora": "QALoRA, whose factors are pooled",
     "use_bdlora": "a block-diagonal LoRA",
     "kasa_config": "KaSA, which has its own singular values",
@@ -61,6 +60,7 @@ class Configuration:
         modules_to_save: modules that were trained in full.
         bias: the trained biases: ``none``, ``all`` or ``lora_only``.
         tying: tied weights were adapted together.
+        dora: the changed weights are scaled to trained magnitudes.
         parameters: parameters with factors, in addition to modules.
         fields: the whole file.
     """
@@ -75,6 +75,7 @@ class Configuration:
     modules_to_save: tuple[str, ...]
     bias: str
     tying: bool
+    dora: bool
     parameters: tuple[str, ...]
     fields: Mapping[str, Any]
 
@@ -120,7 +121,24 @@ def read_configuration(folder: Path) -> Configuration:
     Raises:
         CheckpointError: it is missing or damaged, or the adapter is of a kind that can't be merged.
     """
-    fields = _read(folder)
+    return parsed_configuration(folder, _read(folder))
+
+
+def plain_configuration(path: Path) -> Configuration:
+    """Return the configuration of an adapter that needs none."""
+    return parsed_configuration(path, {"peft_type": "LORA", "r": 1, "lora_alpha": 1})
+
+
+def parsed_configuration(folder: Path, fields: Mapping[str, Any]) -> Configuration:
+    """Return a configuration from its fields, checked.
+
+    Args:
+        folder: folder or file of the adapter.
+        fields: as in ``adapter_config.json``.
+
+    Raises:
+        CheckpointError: a field is invalid, or the adapter is of a kind that can't be merged.
+    """
     _check_kind(folder, fields)
     return Configuration(
         folder,
@@ -133,6 +151,7 @@ def read_configuration(folder: Path) -> Configuration:
         tuple(str(name) for name in _field(folder, fields, "modules_to_save", [])),
         _field(folder, fields, "bias", "none"),
         _field(folder, fields, "ensure_weight_tying", False),
+        _field(folder, fields, "use_dora", False),
         tuple(str(name) for name in _field(folder, fields, "target_parameters", [])),
         fields,
     )
@@ -144,7 +163,8 @@ def _read(folder: Path) -> dict[str, Any]:
     if not path.is_file():
         found = f"{CONFIG} is missing" if folder.is_dir() else "there is no such folder"
         raise CheckpointError(
-            f"{folder} is not a LoRA adapter: {found}. Expected a folder that PEFT saved; is the path right?"
+            f"{folder} is not a LoRA adapter: {found}. Expected a folder of PEFT, or a file of kohya or "
+            "diffusers; is the path right?"
         )
     fields = read_json(path)
     if not isinstance(fields, dict):

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
+from weightspace.checkpoints.expert_layout import PARTS
 from weightspace.errors import CheckpointError
 from weightspace.lora.adapter import Adapter, Factors
-from weightspace.lora.fused_experts import PARTS, Part
+from weightspace.lora.fused_experts import Part
 
 
 def spread(adapter: Adapter, find: Callable[[str, tuple[int, ...]], list[str]], source: str) -> dict[str, Factors]:

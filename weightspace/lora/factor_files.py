@@ -76,7 +76,7 @@ def check_is_model(names: Iterable[str], source: object) -> None:
     raise CheckpointError(
         f"{_shown(source)} is an adapter, not a model ({_shown(factors[0])}): the mean of factors isn't the factor of "
         "the mean. Merge adapters with `weightspace merge-adapters`, or apply each to its model: MODEL+ADAPTER. Both "
-        "read PEFT's folders; convert other formats first."
+        "read folders of PEFT, and files of kohya, LyCORIS and diffusers; convert other formats first."
     )
 
 

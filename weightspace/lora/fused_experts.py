@@ -6,22 +6,17 @@ columns cycle through the experts first. The first half of the rows of ``gate_up
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
+
+from weightspace.checkpoints.expert_layout import PARTS
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from weightspace.lora.config import Configuration
 
-#: Parameters of a layer's experts, in order -> names of their parts in files, in either convention.
-PARTS: Mapping[str, tuple[tuple[str, ...], ...]] = {
-    "gate_up_proj": (("w1", "w3"), ("gate_proj", "up_proj")),
-    "down_proj": (("w2",), ("down_proj",)),
-}
-
-#: Names of these parameters.
+#: Names of the parameters of all experts.
 FUSED = tuple(PARTS)
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from weightspace.errors import CheckpointError
 from weightspace.lora.adapter import Adapter, Factors
+from weightspace.lora.component_targets import located_modules
 from weightspace.lora.expert_factors import spread
 from weightspace.lora.model_config import is_in_out
 from weightspace.lora.module_names import Names, all_names, is_renamed, names_of
@@ -30,6 +31,8 @@ def located(adapter: Adapter, shapes: Shapes, config: dict[str, Any], source: st
     Raises:
         CheckpointError: a target is ambiguous, or two targets are the same tensor.
     """
+    if adapter.modules:
+        return located_modules(adapter, shapes, source)
     targets = Targets(shapes, config)
     names: dict[str, str] = {}
     owners: dict[str, str] = {}
@@ -66,7 +69,8 @@ def _oriented(factors: Factors, name: str, module: str, config: dict[str, Any]) 
     transposed = is_in_out(config, module.removesuffix(".weight"), default=default)
     if transposed == factors.transposed:
         return factors
-    return replace(factors, transposed=transposed, shape=factors.shape[::-1])
+    axis = None if factors.axis is None else 1 - factors.axis
+    return replace(factors, transposed=transposed, shape=factors.shape[::-1], axis=axis)
 
 
 #: Parts of names from wrappers, or that changed between versions of transformers.

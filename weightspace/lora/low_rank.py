@@ -35,8 +35,83 @@ class Flat(Protocol):
         ...
 
 
-class Adapted:
-    """The weight with its change, in at least float32, so that a merge rounds only once."""
+class Change(Protocol):
+    """What an adapter adds to a weight, computed by rows of the weight's matrix ``(rows, width)``."""
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Its dtype."""
+        ...
+
+    @property
+    def width(self) -> int:
+        """The number of columns."""
+        ...
+
+    def rows(self, first: int, last: int) -> Tensor:
+        """Return the rows from ``first`` up to ``last``, fewer at the end."""
+        ...
+
+
+class LowRank:
+    """The change ``scale · B A``."""
+
+    def __init__(
+        self, a: Tensor, b: Tensor, scale: float, *, transposed: bool = False, dtype: torch.dtype | None = None
+    ) -> None:
+        """Take factors.
+
+        Args:
+            a: ``(rank, in, *kernel)``.
+            b: ``(out, rank, 1…)``.
+            scale: factor of ``B A``.
+            transposed: the change is ``(B A)ᵀ``.
+            dtype: dtype to compute in; by default float32, or float64 if a factor has it.
+        """
+        self.dtype = dtype or wide_dtype(a.dtype, b.dtype)
+        left, right = matrices(a, b)
+        if transposed:
+            left, right = right.T, left.T
+        self._left = left.to(torch.float64).mul(scale).to(self.dtype)
+        self._right = right.contiguous().to(self.dtype, copy=True)  # aligned, unlike tensors mapped from files
+        self.width = right.shape[1]
+
+    def rows(self, first: int, last: int) -> Tensor:
+        """Return the rows from ``first`` up to ``last``, fewer at the end."""
+        return self._left[first:last] @ self._right
+
+
+class Changed:
+    """A weight with a change added, in at least float32, so that a merge rounds only once."""
+
+    def __init__(self, base: Flat, change: Change) -> None:
+        """Add a change to a weight.
+
+        Args:
+            base: the weight.
+            change: the change, with as many elements.
+        """
+        self.shape = base.shape
+        self.dtype = wide_dtype(base.dtype, change.dtype)
+        self._base = base
+        self._change = change
+        self._width = max(1, change.width)
+        self._rows = max(1, _BLOCK // self._width)
+
+    def read(self, start: int, stop: int) -> Tensor:
+        """Return new elements from ``start`` up to ``stop``, with the same bits in every range that contains them."""
+        values = self._base.read(start, stop).to(self.dtype, copy=True)
+        span = self._rows * self._width
+        for first in range(start - start % span, stop, span):
+            low, high = max(start, first), min(stop, first + span)
+            row = first // self._width
+            block = self._change.rows(row, row + self._rows).reshape(-1)
+            values[low - start : high - start].add_(block[low - first : high - first])
+        return values
+
+
+class Adapted(Changed):
+    """A weight with factors applied."""
 
     def __init__(self, base: Flat, a: Tensor, b: Tensor, scale: float, *, transposed: bool = False) -> None:
         """Apply factors to a weight.
@@ -48,27 +123,8 @@ class Adapted:
             scale: factor of ``B A``.
             transposed: the weight is ``(in, out)``.
         """
-        self.shape = base.shape
-        self.dtype = wide_dtype(base.dtype, a.dtype, b.dtype)
-        left, right = matrices(a, b)
-        if transposed:
-            left, right = right.T, left.T
-        self._base = base
-        self._left = left.to(torch.float64).mul(scale).to(self.dtype)
-        self._right = right.contiguous().to(self.dtype, copy=True)  # aligned, unlike tensors mapped from files
-        self._width = max(1, right.shape[1])
-        self._rows = max(1, _BLOCK // self._width)
-
-    def read(self, start: int, stop: int) -> Tensor:
-        """Return new elements from ``start`` up to ``stop``, with the same bits in every range that contains them."""
-        values = self._base.read(start, stop).to(self.dtype, copy=True)
-        span = self._rows * self._width
-        for first in range(start - start % span, stop, span):
-            low, high = max(start, first), min(stop, first + span)
-            row = first // self._width
-            block = (self._left[row : row + self._rows] @ self._right).view(-1)
-            values[low - start : high - start].add_(block[low - first : high - first])
-        return values
+        dtype = wide_dtype(base.dtype, a.dtype, b.dtype)
+        super().__init__(base, LowRank(a, b, scale, transposed=transposed, dtype=dtype))
 
 
 class Scaled:

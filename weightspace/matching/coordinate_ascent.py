@@ -6,13 +6,14 @@ import math
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import product
 
 import numpy as np
 import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Generator, Tensor
 
-from weightspace.matching.gains import Family, Indices, Pair, families
+from weightspace.matching.gains import Family, Indices, Pair, PairGains, families
 from weightspace.progress import Progress
 from weightspace.symmetry import PermutationSpec
 from weightspace.symmetry.pattern import Block
@@ -203,28 +204,34 @@ def _joint(family: Family, indices: Indices) -> Indices | None:
 
 def match(family: Family, indices: Indices) -> dict[str, Tensor]:
     """Return the best permutations of a family's groups, the others held."""
-    return match_by(family, lambda rows: family.gains(rows, indices))
+    total = family.gains((family.group,), indices)
+    return match_by(family, total, lambda inner: family.pair_gains(inner, indices))
 
 
-def match_by(family: Family, gains: Callable[[tuple[str, ...]], Tensor]) -> dict[str, Tensor]:
+def match_by(family: Family, total: Tensor, inside: Callable[[str], PairGains]) -> dict[str, Tensor]:
     """Return the permutations of a family's groups with the largest gain.
 
     The units of the outer group are matched by the best gain of their inner units, then the inner units are matched.
 
     Args:
         family: a group and its inner groups.
-        gains: returns the gains of the group alone, or of it and one inner group, as ``Family.gains`` does.
+        total: the gains of the group alone, ``(n, n)``.
+        inside: returns the gains of an inner group for each pair of outer units, as ``Family.pair_gains`` does.
     """
-    total = gains((family.group,))
     size = len(total)
-    inside: dict[str, Tensor] = {}
+    chosen: dict[str, Tensor] = {}
     for name in family.inner:
-        blocks = gains((family.group, name)).transpose(1, 2)
-        rows = torch.stack([torch.stack([assign(blocks[i, j]) for j in range(size)]) for i in range(size)])
-        total = total + blocks.gather(3, rows[..., None]).sum((2, 3), dtype=torch.float64)
-        inside[name] = rows
+        gains = inside(name)
+        rows = torch.empty(size, size, family.spec.groups[name], dtype=torch.int64)
+        best_inside = torch.empty(size, size, dtype=torch.float64)
+        for i, j in product(range(size), repeat=2):
+            pair = gains(i, j)
+            rows[i, j] = assign(pair)
+            best_inside[i, j] = pair.gather(1, rows[i, j][:, None]).sum(dtype=torch.float64)
+        total = total + best_inside
+        chosen[name] = rows
     best = assign(total)
-    return {family.group: best, **{name: rows[torch.arange(size), best] for name, rows in inside.items()}}
+    return {family.group: best, **{name: rows[torch.arange(size), best] for name, rows in chosen.items()}}
 
 
 def match_inside(family: Family, inside: Iterable[str], indices: Indices) -> dict[str, Tensor]:

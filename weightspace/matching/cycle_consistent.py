@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 
 import torch
 from numpy.polynomial import Polynomial
@@ -11,7 +12,7 @@ from torch import Tensor
 from weightspace.arguments import checked
 from weightspace.checkpoints import StateDict
 from weightspace.matching.coordinate_ascent import match_by
-from weightspace.matching.gains import Family, Indices, Pair, Place, contract, families, pair_blocks
+from weightspace.matching.gains import Family, Indices, Pair, PairGains, Place, contract, families, pair_blocks
 from weightspace.matching.multi_model import ManyMatching, ModelSet
 from weightspace.matching.weight_matching import check_limits
 from weightspace.progress import Progress
@@ -202,7 +203,11 @@ class Relaxation:
         return [place for family in self.families for place in family.places(pair)]
 
     def _best(self, model: int, family: Family) -> dict[str, Tensor]:
-        return match_by(family, lambda rows: self._gains(model, rows))
+        return match_by(family, self._gains(model, (family.group,)), partial(self._pair_gains, model, family))
+
+    def _pair_gains(self, model: int, family: Family, inner: str) -> PairGains:
+        gains = self._gains(model, (family.group, inner))
+        return lambda i, j: gains[i, :, j]
 
     def _gains(self, model: int, rows: tuple[str, ...]) -> Tensor:
         """Return the derivative of the objective with respect to a matrix of one model."""

@@ -8,9 +8,9 @@ updated from step to step: when a neighbour moves ``k`` of its ``n`` units, only
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
@@ -21,6 +21,13 @@ from weightspace.symmetry.pattern import Block, Units, blocks
 from weightspace.symmetry.permutation import outer_place, permute_block
 
 Indices = Mapping[str, Tensor]
+
+#: Gains of the inner units of two outer units, by the number of the target's and of the source's outer unit.
+PairGains: TypeAlias = "Callable[[int, int], Tensor]"
+
+#: Largest number of gains between all inner units that is kept in memory (1 GiB): those of large mixtures of experts
+#: would take more than their weights, and are computed for one pair of experts at a time.
+_KEPT = 2**28
 
 
 @dataclass(eq=False)
@@ -118,6 +125,20 @@ class Family:
             self._gains[rows] = _Gains(rows, self._terms(rows), self.spec)
         return self._gains[rows].at(indices)
 
+    def pair_gains(self, inner: str, indices: Indices) -> PairGains:
+        """Return the gains of an inner group, ``(n, n)`` for each pair of outer units, with the other groups held."""
+        rows = (self.group, inner)
+        size, units = self.spec.groups[self.group], self.spec.groups[inner]
+        if (size * units) ** 2 <= _KEPT:
+            gains = self.gains(rows, indices)
+            return lambda i, j: gains[i, :, j]
+        sides = [
+            tuple(unfold(block, term.places).view(size, units, -1) for block in term.blocks(indices, self.spec))
+            for term in self._terms(rows)
+            if term.held() <= indices.keys()
+        ]
+        return lambda i, j: torch.stack([torch.zeros(units, units), *(a[i] @ b[j].T for a, b in sides)]).sum(0)
+
     def inner_gains(self, inner: str, indices: Indices) -> Tensor:
         """Return the gains of one inner group within each unit of its outer group, with everything else held.
 
@@ -165,6 +186,12 @@ class _Term:
     def held(self) -> set[str]:
         """Return the groups of the other dimensions."""
         return {group for place, group in enumerate(self.pair.groups) if group and place not in self.places}
+
+    def blocks(self, indices: Indices, spec: PermutationSpec) -> tuple[Tensor, Tensor]:
+        """Return the target, and the source with its other groups permuted."""
+        dims = tuple(dim if place not in self.places else None for place, dim in enumerate(self.pair.source.dims))
+        moved = permute_block(Block(self.pair.source.view, dims), indices, spec.outer)  # type: ignore[arg-type]
+        return self.pair.target, moved
 
 
 class _Gains:

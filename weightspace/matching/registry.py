@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from weightspace.errors import WeightspaceError
@@ -14,6 +14,7 @@ from weightspace.suggestions import unknown
 
 if TYPE_CHECKING:
     from weightspace.checkpoints import StateDict
+    from weightspace.checkpoints.expert_layout import ExpertLayout
     from weightspace.matching import ManySymmetryMatching, SymmetryMatching
     from weightspace.matching.multi_model import ManyMatching
     from weightspace.matching.result import Matching
@@ -227,7 +228,8 @@ def match(
 
     Args:
         spec: the architecture's spec; a ``SymmetrySpec`` for the methods whose row says so (``symmetry``).
-        target: the checkpoint to match; not modified.
+        target: the checkpoint to match; not modified. Experts may be separate, as in files of transformers, where the
+            spec has them stacked.
         source: the checkpoint to move; not modified.
         method: a name in ``weightspace.matching.MATCHINGS``, as on the command line.
         task: the task of both networks; required by some methods (``needs_task``).
@@ -259,6 +261,7 @@ def match(
     if MATCHINGS[method].symmetry == "permutations":
         _warn_of_attention(MATCHINGS[method], spec)
     function, keywords = _prepared(MATCHINGS[method], task, options)
+    target, source = (_experts_for(spec, state).stacked(state) for state in (target, source))
     return function(spec, target, source, task=task, seed=seed, on_progress=on_progress, **keywords)
 
 
@@ -276,7 +279,7 @@ def match_many(
 
     Args:
         spec: the architecture's spec; a ``SymmetrySpec`` for the methods whose row says so (``symmetry``).
-        states: the networks; not modified.
+        states: the networks; not modified. Experts may be separate, as for ``match``.
         method: a name in ``weightspace.matching.MANY_MATCHINGS``, as on the command line.
         task: the task of all networks; required by some methods (``needs_task``).
         seed: seed of the method's randomness.
@@ -304,7 +307,10 @@ def match_many(
     if row.symmetry == "permutations":
         _warn_of_attention(row, spec)
     function, keywords = _prepared(row, task, options)
-    return function(spec, states, task=task, seed=seed, on_progress=on_progress, **keywords)
+    layouts = [_experts_for(spec, state) for state in states]
+    stacked = [layout.stacked(state) for layout, state in zip(layouts, states, strict=True)]
+    found = function(spec, stacked, task=task, seed=seed, on_progress=on_progress, **keywords)
+    return replace(found, merged=layouts[0].separate(found.merged))
 
 
 def check_task(row: MatchingMethod, task: Task | None) -> None:
@@ -315,6 +321,13 @@ def check_task(row: MatchingMethod, task: Task | None) -> None:
     """
     if row.needs_task and task is None:
         raise WeightspaceError(f"The method {row.name!r} uses data: give it the task of the networks (--task).")
+
+
+def _experts_for(spec: PermutationSpec | SymmetrySpec, state: StateDict) -> ExpertLayout:
+    """Return how a checkpoint names the experts of a spec's network."""
+    from weightspace.symmetry.permutation import experts_for
+
+    return experts_for(spec, state)
 
 
 def _warn_of_attention(row: MatchingMethod, spec: PermutationSpec | SymmetrySpec) -> None:

@@ -10,13 +10,15 @@ from typing import TYPE_CHECKING
 from weightspace.lazy import resolver
 
 if TYPE_CHECKING:
+    from weightspace.merging.adapter_method import ADAPTER_METHODS
     from weightspace.merging.in_memory import merge
     from weightspace.merging.interpolate import interpolate
     from weightspace.merging.least_squares import least_squares
-    from weightspace.merging.merge_adapters import ADAPTER_METHODS, AdapterMergeReport, merge_adapters
+    from weightspace.merging.merge_adapters import AdapterMergeReport, merge_adapters
     from weightspace.merging.merge_files import merge_files
     from weightspace.merging.methods import METHODS, Method
     from weightspace.merging.moe.build import build_moe
+    from weightspace.merging.moe.router_calibration import calibrate_routers
     from weightspace.merging.out_of_core.aligning import Alignment
     from weightspace.merging.out_of_core.run import Finish, MergeReport
     from weightspace.merging.plan.options import ExecutionOptions, OutputOptions, ReadingOptions
@@ -26,7 +28,7 @@ if TYPE_CHECKING:
 
 #: Public name -> the file that defines it.
 _HOMES = {
-    "ADAPTER_METHODS": "merge_adapters",
+    "ADAPTER_METHODS": "adapter_method",
     "AdapterMergeReport": "merge_adapters",
     "METHODS": "methods",
     "Alignment": "out_of_core.aligning",
@@ -41,6 +43,7 @@ _HOMES = {
     "Reproduction": "reproduce",
     "SourceDifferences": "source_differences",
     "build_moe": "moe.build",
+    "calibrate_routers": "moe.router_calibration",
     "interpolate": "interpolate",
     "least_squares": "least_squares",
     "merge": "in_memory",
@@ -67,6 +70,7 @@ __all__ = [
     "Reproduction",
     "SourceDifferences",
     "build_moe",
+    "calibrate_routers",
     "interpolate",
     "least_squares",
     "merge",

@@ -60,12 +60,12 @@ def merge_files(
 
     Args:
         recipe_or_sources: a recipe (``.yml``, or a ``Recipe``), or checkpoints: files, folders, URLs, ``MODEL+LORA``.
-        out: ``OUT.safetensors`` or ``OUT.pt`` is one file, anything else a Hugging Face folder.
+        out: ``OUT.safetensors``, ``OUT.pt`` or ``OUT.gguf`` is one file, anything else a Hugging Face folder.
         method, base, weights, parameters, evidence: as in ``merge``, for sources; a recipe has its own.
         dtype, out_dtype: float dtype of the output, such as ``bfloat16``; the second overrides the first.
-        quantise: write the matrices of linear layers as FP8 with scales: ``fp8-tensor``, ``fp8-channel``, ``fp8-block``
-            or a mapping of ``scheme`` and ``ignore`` (parts of names to exclude); by default the scheme that all models
-            share, if no dtype is named.
+        quantise: write matrices with 8 bits: ``fp8-tensor``, ``fp8-channel`` or ``fp8-block`` (linear layers), ``q8_0``
+            in GGUF, or a mapping of ``scheme`` and ``ignore`` (parts of names to exclude); by default the scheme that
+            all models share, if no dtype is named.
         reading, output, execution: options for reading the inputs, for the output, and for running the merge.
         align: align independently trained networks first.
         finish: maps the merged state dict to one of the same names and shapes, which replaces it.

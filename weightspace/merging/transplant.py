@@ -16,7 +16,8 @@ from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
 from weightspace.checkpoints.fetching import local_path
-from weightspace.checkpoints.metadata import CheckpointMetadata, read_contents
+from weightspace.checkpoints.metadata import CheckpointMetadata
+from weightspace.checkpoints.read_metadata import read_contents
 from weightspace.errors import WeightspaceError
 from weightspace.merging.out_of_core.planner import PlanOptions, make_plan
 from weightspace.merging.out_of_core.run import run_plan

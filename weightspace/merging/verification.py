@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from weightspace.arguments import checked
-from weightspace.checkpoints.components import weight_files
+from weightspace.checkpoints.detection import weight_files
 from weightspace.errors import CheckpointError, WeightspaceError
 from weightspace.merging.config.differences import read_config
 from weightspace.merging.out_of_core.chat_templates import read_template

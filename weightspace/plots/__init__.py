@@ -7,6 +7,7 @@ from weightspace.plots.layers import draw_differences
 from weightspace.plots.matrices import draw_matrices
 from weightspace.plots.planes import draw_planes
 from weightspace.plots.run_windows import draw_windows
+from weightspace.plots.searches import draw_search
 from weightspace.plots.soups import draw_points, draw_predictions, draw_soups
 from weightspace.plots.spectra import draw_alignment, draw_heat_maps, draw_spectra
 
@@ -21,6 +22,7 @@ __all__ = [
     "draw_planes",
     "draw_points",
     "draw_predictions",
+    "draw_search",
     "draw_simplex",
     "draw_soups",
     "draw_spectra",

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from weightspace.checkpoints.atomic_write import one_line_errors
-from weightspace.checkpoints.file_format import is_checkpoint
+from weightspace.checkpoints.detection import is_checkpoint
+from weightspace.checkpoints.training_folders import find_training
 from weightspace.errors import CheckpointError, WeightspaceError, warn_caller
 
 #: Counters in names, the most precise first: the unit -> the pattern of its spellings.
@@ -105,6 +106,9 @@ def _all_in(folder: Path, pattern: str | None) -> tuple[RunCheckpoint, ...]:
         raise CheckpointError(_nothing(folder, (), None))
     with one_line_errors(folder, "read"):
         names = sorted(entry.name for entry in folder.iterdir())
+        training = find_training(folder)
+    if training is not None and training.folder == folder:
+        raise CheckpointError(_nothing(folder, (), None))
     found: dict[str, list[RunCheckpoint]] = {}
     empty: list[str] = []
     for name in names:

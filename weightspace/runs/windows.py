@@ -12,6 +12,7 @@ from pathlib import Path
 
 from weightspace.arguments import checked
 from weightspace.checkpoints.atomic_write import replacing_file
+from weightspace.checkpoints.training_folders import find_training
 from weightspace.errors import WeightspaceError
 from weightspace.merging import OutputOptions, ReadingOptions, merge_files
 from weightspace.progress import Progress
@@ -142,10 +143,16 @@ def _check(checkpoints: Sequence[RunCheckpoint], schedule: str) -> None:
 def _averaged(
     checkpoints: Sequence[RunCheckpoint], schedule: str, path: Path, reading: ReadingOptions | None, *, as_file: bool
 ) -> Path:
-    """Write the average of some checkpoints, and return its path; a single checkpoint stays where it is."""
-    if len(checkpoints) == 1:
-        return checkpoints[0].path
-    out = path.with_suffix(".safetensors") if as_file or checkpoints[0].path.is_file() else path
+    """Write the average of some checkpoints, and return its path.
+
+    A single checkpoint stays where it is, unless it is in a format of training, which a scoring program may not read.
+    """
+    first = checkpoints[0].path
+    trained = first.is_dir() and find_training(first) is not None
+    if len(checkpoints) == 1 and not trained:
+        return first
+    is_file = first.is_file() or (trained and not (first / "config.json").is_file())
+    out = path.with_suffix(".safetensors") if as_file or is_file else path
     merge_files(
         [checkpoint.path for checkpoint in checkpoints],
         out,

@@ -18,7 +18,7 @@ from weightspace.arithmetic.pruning import check_masks
 from weightspace.checkpoints import StateDict, check_compatible, load_checkpoint
 from weightspace.checkpoints.atomic_write import one_line_errors
 from weightspace.checkpoints.buffers import Parametrizations, find_parametrizations
-from weightspace.checkpoints.components import weight_files
+from weightspace.checkpoints.detection import weight_files
 from weightspace.checkpoints.fetching import is_elsewhere
 from weightspace.checkpoints.measure import count_non_finite
 from weightspace.checkpoints.reader import read_checkpoint

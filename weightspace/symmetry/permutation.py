@@ -15,6 +15,7 @@ from torch import Tensor
 
 from weightspace.arguments import checked
 from weightspace.checkpoints import StateDict, load_checkpoint, load_metadata, save_checkpoint
+from weightspace.checkpoints.expert_layout import ExpertLayout, expert_layout
 from weightspace.errors import CheckpointError, SpecError
 from weightspace.reprs import brief
 from weightspace.symmetry.pattern import Block, Units, blocks
@@ -190,7 +191,8 @@ def permute(spec: PermutationSpec, permutation: Permutation, state: StateDict) -
     Args:
         spec: the architecture's spec.
         permutation: a permutation for that spec.
-        state: every tensor of the spec, by name.
+        state: every tensor of the spec, by name. Experts may be separate, as in files of transformers, where the spec
+            has them stacked.
 
     Returns:
         New tensors with the same names, shapes and dtypes; tensors that shared memory still do.
@@ -213,6 +215,8 @@ def permute(spec: PermutationSpec, permutation: Permutation, state: StateDict) -
     """
     if permutation.spec.digest != spec.digest:
         raise SpecError("The permutation belongs to another spec.")
+    layout = experts_for(spec, state)
+    state = layout.stacked(state)
     check_fits(spec, state)
     done: dict[tuple[int, tuple[int, ...], tuple[int, ...], str], Tensor] = {}
     result: StateDict = {}
@@ -221,7 +225,15 @@ def permute(spec: PermutationSpec, permutation: Permutation, state: StateDict) -
         if key not in done or tensor.numel() == 0:
             done[key] = permute_tensor(spec, permutation.indices, name, tensor)
         result[name] = done[key]
-    return result
+    return layout.separate(result)
+
+
+def experts_for(spec: Spec, state: Mapping[str, Tensor]) -> ExpertLayout:
+    """Return how a checkpoint names the experts of a spec's network; wrong arguments are for the caller to refuse."""
+    axes = getattr(spec, "axes", {})
+    if not isinstance(state, Mapping) or axes.keys() <= state.keys():
+        return ExpertLayout()
+    return expert_layout({name: spec.shape(name) for name in axes}, state)
 
 
 def check_fits(spec: Spec, state: Mapping[str, Tensor], label: str = "The checkpoint") -> None:

@@ -17,7 +17,7 @@ from typing import Any, Protocol
 import yaml
 
 from weightspace.checkpoints.atomic_write import replacing_file
-from weightspace.checkpoints.file_format import is_checkpoint
+from weightspace.checkpoints.detection import is_checkpoint
 from weightspace.checkpoints.yaml_file import read_yaml
 from weightspace.errors import SpecError, WeightspaceError
 from weightspace.symmetry.pattern import MAX_UNITS, Pattern, format_axes, parse_axes, units_in

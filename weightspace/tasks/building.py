@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from weightspace.checkpoints import StateDict, check_compatible
+from weightspace.checkpoints.expert_layout import ExpertLayout, expert_layout
 from weightspace.tasks.protocol import Task
 
 
@@ -13,6 +14,11 @@ def blank_network(task: Task) -> nn.Module:
     """Return a new network of the task in evaluation mode, whose random weights are to be overwritten."""
     with torch.random.fork_rng(devices=[]):
         return task.network().eval()
+
+
+def experts_for(network: nn.Module, state: StateDict) -> ExpertLayout:
+    """Return how a state dict names the experts of a network."""
+    return expert_layout({name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}, state)
 
 
 def check_belongs(task: Task, network: nn.Module, state: StateDict, name: str) -> None:
@@ -33,10 +39,13 @@ def check_belongs(task: Task, network: nn.Module, state: StateDict, name: str) -
 def network_with(task: Task, state: StateDict, name: str = "the checkpoint") -> nn.Module:
     """Return a new network of the task with these weights, in evaluation mode.
 
+    Experts may be separate, as in files of transformers, where the network has them stacked.
+
     Raises:
         CheckpointError: the names or shapes of the weights differ from the network's.
     """
     network = blank_network(task)
+    state = experts_for(network, state).stacked(state)
     check_belongs(task, network, state, name)
     network.load_state_dict(state)
     return network

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
-from functools import cached_property
+from dataclasses import dataclass, field, replace
+from functools import cached_property, partial
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
@@ -18,6 +18,7 @@ from torch import Generator, Tensor, nn
 from weightspace.errors import WeightspaceError
 from weightspace.tasks.failures import RAISED
 from weightspace.tasks.objectives import Mode
+from weightspace.tasks.parts import ValidationPart
 from weightspace.tasks.protocol import SPLITS, Split, TrainConfig
 from weightspace.threads import torch_threads
 
@@ -126,6 +127,10 @@ class ClassificationTask:
                 f"{', '.join(SPLITS)} to Examples(inputs, labels)."
             )
         return {split: _examples(one, f"Split {split!r} of task {self.name!r}") for split, one in found.items()}
+
+    def part(self, index: int, parts: int) -> ClassificationTask:
+        """Return the task with every ``parts``-th validation example, from ``index`` on."""
+        return replace(self, load=ValidationPart(partial(getattr, self, "examples"), index, parts))
 
     @property
     def example_args(self) -> tuple[Tensor, ...]:

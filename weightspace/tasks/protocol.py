@@ -35,6 +35,9 @@ class Task(Protocol):
     reads files by other means declares them in ``files``, paths or a method that returns them. A task whose data takes
     long to read may define ``fingerprint(split)``, a text that changes with the data.
 
+    It may have ``part(index, parts)``, which returns the task with every ``parts``-th example of the validation split,
+    from ``index`` on: searches then score candidates on few examples first, and estimate the noise of a gain.
+
     Example:
         >>> import weightspace as ws
         >>> task = ws.load_task("digits-mlp")

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
-from functools import cached_property
+from dataclasses import dataclass, field, replace
+from functools import cached_property, partial
 from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
 
 from weightspace.errors import WeightspaceError
+from weightspace.tasks.parts import ValidationPart
 from weightspace.tasks.protocol import Split, TrainConfig
 from weightspace.threads import torch_threads
 
@@ -52,6 +53,10 @@ class LanguageTask:
     def sequences(self) -> Mapping[Split, Tensor]:
         """The sequences of every split."""
         return self.load()
+
+    def part(self, index: int, parts: int) -> LanguageTask:
+        """Return the task with every ``parts``-th validation sequence, from ``index`` on."""
+        return replace(self, load=ValidationPart(partial(getattr, self, "sequences"), index, parts))
 
     @property
     def example_args(self) -> tuple[Tensor, ...]:

@@ -91,8 +91,8 @@ def compressed(path: Path, *, columns: int = 64, groups: int = 1, **weights: Any
         ({"num_bits": 3}, "compressed-tensors"),
         ({"num_bits": 8}, "compressed-tensors"),
         ({"groups": 2, "group_size": 16}, "compressed-tensors"),
-        ({"symmetric": False}, r"zero points \(symmetric: false\)"),
-        ({"actorder": "group"}, "actorder 'group'"),
+        ({"symmetric": False}, "compressed-tensors"),
+        ({"actorder": "group"}, "compressed-tensors"),
     ],
 )
 def test_integers_that_contradict_their_description_are_refused(
@@ -107,7 +107,7 @@ def gptq(path: Path, *, module: str = "q", model_type: str = "llama", **settings
     """Write a matrix of 4 bits in two groups of 16 inputs."""
     state = {
         f"{module}.qweight": words(4, 8),
-        f"{module}.qzeros": words(2, 1),
+        f"{module}.qzeros": torch.full((2, 1), 0x77777777, dtype=torch.int32),
         f"{module}.scales": torch.rand(2, 8).half(),
         f"{module}.g_idx": (torch.arange(32) // 16).int(),
     }

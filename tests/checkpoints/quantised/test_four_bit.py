@@ -8,9 +8,9 @@ from torch import Tensor
 
 import weightspace as ws
 from weightspace.checkpoints import load_dequantised
-from weightspace.checkpoints.metadata import read_contents
 from weightspace.checkpoints.quantised import panels
 from weightspace.checkpoints.quantised.view import dequantised
+from weightspace.checkpoints.read_metadata import read_contents
 from weightspace.checkpoints.reader import CheckpointReader
 from weightspace.errors import CheckpointError
 
@@ -74,10 +74,12 @@ def test_a_merge_of_gpt_oss_equals_that_of_the_dequantised_experts(tmp_path: Pat
     assert torch.equal(found["mlp.experts.down_proj"], expected["mlp.experts.down_proj"])
 
 
-def test_mxfp4_of_compressed_tensors(tmp_path: Path) -> None:
-    state = {"q.weight_packed": codes(6, 48), "q.weight_scale": codes(6, 3, seed=2, below=30) + 110}
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.float8_e8m0fnu])
+def test_mxfp4_of_compressed_tensors(dtype: torch.dtype, tmp_path: Path) -> None:
+    exponents = codes(6, 3, seed=2, below=30) + 110
+    state = {"q.weight_packed": codes(6, 48), "q.weight_scale": exponents.view(dtype)}
     ws.save_checkpoint(state, tmp_path / "a.safetensors")
-    scales = 2.0 ** (state["q.weight_scale"].float() - 127)
+    scales = 2.0 ** (exponents.float() - 127)
     expected = unpacked(state["q.weight_packed"]) * scales.repeat_interleave(32, 1)
     assert torch.equal(load_dequantised(tmp_path / "a.safetensors")["q.weight"], expected)
 

@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,11 +13,11 @@ from torch import Tensor
 import weightspace as ws
 from weightspace.checkpoints import load_dequantised, summarise
 from weightspace.checkpoints.fetching import fetched_path
-from weightspace.checkpoints.metadata import read_contents
 from weightspace.checkpoints.quantised.scaling import float32
 from weightspace.checkpoints.quantised.view import dequantised
+from weightspace.checkpoints.read_metadata import read_contents
 from weightspace.checkpoints.reader import CheckpointReader
-from weightspace.errors import CheckpointError
+from weightspace.errors import CheckpointError, WeightspaceError
 
 FP8 = torch.float8_e4m3fn
 
@@ -47,6 +48,14 @@ def test_every_fp8_number_becomes_the_float_that_torch_makes_of_it(dtype: torch.
     assert torch.equal(found[numbers].view(torch.int32), expected[numbers].view(torch.int32))
 
 
+@pytest.mark.parametrize("size", [0, 1, 2**16 + 5])
+def test_many_fp8_numbers_become_the_floats_that_torch_makes_of_them(size: int) -> None:
+    codes = torch.randint(256, (size,), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    codes[(codes & 0x7F) == 0x7F] = 0x80  # −0 instead of NaN
+    numbers = codes.view(FP8)
+    assert torch.equal(float32(numbers).view(torch.int32), numbers.float().view(torch.int32))
+
+
 BLOCKS = {
     "tensor": ((), (70, 300)),
     "tensor, with an axis": ((1,), (70, 300)),
@@ -66,6 +75,78 @@ def test_a_matrix_is_its_numbers_times_the_scales_of_their_blocks(case: str, nam
     found = load_dequantised(tmp_path / "a.safetensors")
     assert found.keys() == {"q.weight"}
     assert torch.equal(found["q.weight"], by_element(values, grid, block))
+
+
+E8M0 = torch.float8_e8m0fnu
+
+
+def exponents(*shape: int) -> Tensor:
+    """Return codes of powers of two: some near 1, and the smallest, which is subnormal in float32."""
+    codes = torch.randint(110, 140, shape, generator=torch.Generator().manual_seed(2), dtype=torch.uint8)
+    codes.view(-1)[0] = 0
+    return codes
+
+
+@pytest.mark.parametrize("described", [True, False])
+@pytest.mark.parametrize("name", ["weight_scale_inv", "weight_scale"])
+def test_scales_that_are_powers_of_two(name: str, described: bool, tmp_path: Path) -> None:
+    values, codes = fp8(256, 300), exponents(2, 3)
+    settings = {"quant_method": "fp8", "weight_block_size": [128, 128], "scale_fmt": "ue8m0"}
+    state = {"q.weight": values, f"q.{name}": codes.view(E8M0)}
+    ws.save_checkpoint(state, tmp_path / "a.safetensors")
+    model = folder(tmp_path / "a", settings, **state) if described else tmp_path / "a.safetensors"
+    assert torch.equal(load_dequantised(model)["q.weight"], by_element(values, codes.view(E8M0), (128, 128)))
+
+
+def test_scales_rounded_to_powers_of_two_are_read_as_transformers_reads_them(tmp_path: Path) -> None:
+    integration = pytest.importorskip("transformers.integrations.finegrained_fp8")
+    values, codes = fp8(256, 384), exponents(2, 3)
+    settings = {"quant_method": "fp8", "weight_block_size": [128, 128], "scale_fmt": "ue8m0"}
+    for scale in (codes.view(E8M0), codes.view(E8M0).float()):
+        model = folder(tmp_path / "a", settings, **{"q.weight": values, "q.weight_scale_inv": scale})
+        expected = integration.Fp8Dequantize(None)._dequantize_one(values, scale, torch.float32)
+        assert torch.equal(load_dequantised(model)["q.weight"], expected)
+
+
+MXFP8: dict[str, dict[str, Any]] = {
+    "compressed-tensors": {"config_groups": {"group_0": {"weights": {"strategy": "group", "group_size": 32}}}},
+    "modelopt": {"quant_algo": "MXFP8", "group_size": 32},
+    "mxfp8": {"weight_block_size": [1, 32], "scale_fmt": "ue8m0"},
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, E8M0])
+@pytest.mark.parametrize("method", MXFP8)
+def test_mxfp8(method: str, dtype: torch.dtype, tmp_path: Path) -> None:
+    library = pytest.importorskip("compressed_tensors.compressors.mx_utils")
+    values, codes = fp8(6, 96), exponents(6, 3)
+    state = {"q.weight": values, "q.weight_scale": codes.view(dtype)}
+    model = folder(tmp_path / "a", {"quant_method": method, **MXFP8[method]}, **state)
+    found = load_dequantised(model)["q.weight"]
+    assert torch.equal(found, values.float() * library.decompress_mx_scale(codes).float().repeat_interleave(32, 1))
+    assert torch.equal(found, load_dequantised(model / "model.safetensors")["q.weight"])
+
+
+@pytest.mark.parametrize(
+    ("scale", "settings"),
+    [
+        (exponents(2, 3), {"quant_method": "fp8", "weight_block_size": [128, 128]}),  # bytes, but not MXFP8's blocks
+        (exponents(6, 3), {"quant_method": "fp8", "weight_block_size": [1, 128]}),
+        (exponents(6), {"quant_method": "fp8"}),
+        (exponents(6, 4).view(E8M0), {"quant_method": "mxfp8"}),
+    ],
+)
+def test_powers_of_two_that_do_not_fit_are_refused(scale: Tensor, settings: object, tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="is quantised"):
+        load_dequantised(folder(tmp_path / "a", settings, **{"q.weight": fp8(6, 96), "q.weight_scale_inv": scale}))
+
+
+def test_a_scale_that_is_no_number_is_an_error_of_the_merge(tmp_path: Path) -> None:
+    codes = exponents(6, 3)
+    codes[2, 1] = 255
+    ws.save_checkpoint({"q.weight": fp8(6, 96), "q.weight_scale": codes.view(E8M0)}, tmp_path / "a.safetensors")
+    with pytest.raises(WeightspaceError, match=r"q\.weight.*NaN"):
+        ws.merge_files([tmp_path / "a.safetensors"] * 2, tmp_path / "out.safetensors")
 
 
 def test_experts_have_scales_per_matrix_column_or_block(tmp_path: Path) -> None:
@@ -186,7 +267,7 @@ def test_planning_imports_no_torch(tmp_path: Path) -> None:
     code = f"""
 import sys
 from pathlib import Path
-from weightspace.checkpoints.metadata import read_contents
+from weightspace.checkpoints.read_metadata import read_contents
 from weightspace.checkpoints.quantised.view import dequantised
 assert dequantised(read_contents(Path({str(model)!r}))).quantised
 assert "torch" not in sys.modules

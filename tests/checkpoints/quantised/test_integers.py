@@ -1,6 +1,7 @@
 """GPTQ, AWQ and integers of compressed-tensors are read as their definitions say, element by element."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +11,16 @@ from torch import Tensor
 
 import weightspace as ws
 from weightspace.checkpoints import load_dequantised
-from weightspace.checkpoints.metadata import read_contents
 from weightspace.checkpoints.quantised import panels
 from weightspace.checkpoints.quantised.view import dequantised
+from weightspace.checkpoints.read_metadata import read_contents
 from weightspace.checkpoints.reader import CheckpointReader
 from weightspace.errors import CheckpointError
 
 OUTPUTS, INPUTS, GROUPS = 24, 64, 4
+
+#: Files that the formats' libraries packed, and the values that they read in them (see the README there).
+DATA = Path(__file__).parents[2] / "data" / "quantised"
 
 
 def integers(*shape: int, bits: int, seed: int) -> Tensor:
@@ -45,8 +49,8 @@ def folder(path: Path, settings: dict[str, Any], state: dict[str, Tensor]) -> Pa
 
 
 def gptq(bits: int, group_of: Tensor, *, less_one: bool = True) -> tuple[dict[str, Tensor], Tensor]:
-    """Return the tensors of a matrix, and the matrix."""
-    codes, zeros = integers(INPUTS, OUTPUTS, bits=bits, seed=0), integers(GROUPS, OUTPUTS, bits=bits, seed=1)
+    """Return the tensors of a matrix, and the matrix; its zero points are positive, so that none becomes −1."""
+    codes, zeros = integers(INPUTS, OUTPUTS, bits=bits, seed=0), integers(GROUPS, OUTPUTS, bits=bits, seed=1).clamp(1)
     scale = scales(GROUPS, OUTPUTS)
     matrix = torch.empty(OUTPUTS, INPUTS)
     for o in range(OUTPUTS):
@@ -89,6 +93,30 @@ def test_gptq_of_the_second_format_and_without_an_order(tmp_path: Path) -> None:
     del state["q.g_idx"]
     model = folder(tmp_path / "a", {"quant_method": "gptq", "bits": 4, "checkpoint_format": "gptq_v2"}, state)
     assert torch.equal(load_dequantised(model)["q.weight"], matrix)
+
+
+EXPECTED = sorted((DATA / "expected").iterdir())
+
+
+@pytest.mark.parametrize("panel", [2**19, 600])
+@pytest.mark.parametrize("name", [path.stem for path in EXPECTED])
+def test_files_of_the_libraries_are_read_as_they_read_them(
+    name: str, panel: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(panels, "PANEL", panel)
+    found, expected = load_dequantised(DATA / name), ws.load_checkpoint(DATA / "expected" / f"{name}.safetensors")
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[key], expected[key]) for key in expected)
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_zero_points_that_programs_store_differently_are_refused(bits: int, tmp_path: Path) -> None:
+    shutil.copytree(DATA / f"gptq-{bits}-bits", tmp_path / "a")
+    config = json.loads((tmp_path / "a" / "config.json").read_text())
+    config["quantization_config"]["meta"] = {"quantizer": "auto_gptq:0.7.1"}
+    (tmp_path / "a" / "config.json").write_text(json.dumps(config))
+    with pytest.raises(CheckpointError, match="zero points of 0, stored minus one"):
+        load_dequantised(tmp_path / "a")
 
 
 def test_gptq_described_beside_the_configuration(tmp_path: Path) -> None:
@@ -179,12 +207,81 @@ def test_bytes_of_compressed_tensors(shape: tuple[int, ...], tmp_path: Path) -> 
     assert torch.equal(load_dequantised(model)["q.weight"], expected)
 
 
-@pytest.mark.parametrize("further", ["weight_zero_point", "weight_g_idx"])
-def test_zero_points_and_orders_of_compressed_tensors_are_refused(further: str, tmp_path: Path) -> None:
-    state = {"q.weight": torch.ones(6, 40, dtype=torch.int8), "q.weight_scale": torch.ones(6)}
-    state[f"q.{further}"] = torch.ones(6, dtype=torch.int8)
+STRATEGIES: dict[str, tuple[dict[str, Any], tuple[int, ...]]] = {
+    "tensor": ({"strategy": "tensor"}, (1,)),
+    "channel": ({"strategy": "channel"}, (13, 1)),
+    "group": ({"strategy": "group", "group_size": 16}, (13, 4)),
+}
+
+
+def asymmetric(bits: int, strategy: str, *, is_packed: bool) -> tuple[dict[str, Tensor], dict[str, Any], Tensor]:
+    """Return the tensors of a matrix with zero points, its settings, and its values, by compressed-tensors."""
+    compressors = pytest.importorskip("compressed_tensors.compressors")
+    quantization = pytest.importorskip("compressed_tensors.quantization")
+    options, shape = STRATEGIES[strategy]
+    weights = quantization.QuantizationArgs(num_bits=bits, symmetric=False, **options)
+    scheme = quantization.QuantizationScheme(targets=["Linear"], weights=weights)
+    kind = compressors.PackedQuantizationCompressor if is_packed else compressors.NaiveQuantizationCompressor
+    generator = torch.Generator().manual_seed(0)
+    parts = {
+        "weight": torch.randn(13, 64, generator=generator),
+        "weight_scale": torch.rand(shape, generator=generator) / 2 ** (bits - 3) + 0.01,
+        "weight_zero_point": torch.randint(-8, 8, shape, generator=generator, dtype=torch.int8),
+    }
+    packed = kind.compress(parts, scheme)
+    values = kind.decompress(packed, scheme)["weight"]
+    described = {"num_bits": bits, "symmetric": False, **options}
+    settings = {"quant_method": "compressed-tensors", "config_groups": {"group_0": {"weights": described}}}
+    return {f"q.{name}": tensor for name, tensor in packed.items()}, settings, values
+
+
+@pytest.mark.parametrize("panel", [2**19, 600])
+@pytest.mark.parametrize("strategy", STRATEGIES)
+@pytest.mark.parametrize(("bits", "is_packed"), [(4, True), (8, True), (8, False)])
+def test_zero_points_of_compressed_tensors(
+    bits: int, is_packed: bool, strategy: str, panel: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(panels, "PANEL", panel)
+    state, settings, values = asymmetric(bits, strategy, is_packed=is_packed)
+    model = folder(tmp_path / "a", settings, state)
+    found = load_dequantised(model)
+    assert found.keys() == {"q.weight"}
+    assert torch.equal(found["q.weight"], values)
+    assert torch.equal(
+        load_dequantised(folder(tmp_path / "b", {"quant_method": settings["quant_method"]}, state))["q.weight"], values
+    )
+
+
+@pytest.mark.parametrize(
+    ("part", "tensor"),
+    [
+        ("weight_zero_point", None),
+        ("weight_zero_point", torch.zeros(13, 4, dtype=torch.int32)),
+        ("weight_zero_point", torch.zeros(2, 2, dtype=torch.int32)),
+        ("weight_zero_point", torch.zeros(4, 13, dtype=torch.int8)),
+        ("weight_g_idx", torch.zeros(64, dtype=torch.int32)),  # without actorder: group
+    ],
+)
+def test_zero_points_and_orders_that_contradict_their_matrix_are_refused(
+    part: str, tensor: Tensor | None, tmp_path: Path
+) -> None:
+    state, settings, _ = asymmetric(4, "group", is_packed=True)
+    state.pop(f"q.{part}", None)
+    state |= {} if tensor is None else {f"q.{part}": tensor}
     with pytest.raises(CheckpointError, match="is quantised"):
-        load_dequantised(folder(tmp_path / "a", {"quant_method": "compressed-tensors"}, state))
+        load_dequantised(folder(tmp_path / "a", settings, state))
+
+
+def test_an_order_that_was_not_set_is_that_of_the_columns(tmp_path: Path) -> None:
+    state, settings, values = asymmetric(4, "group", is_packed=True)
+    settings["config_groups"]["group_0"]["weights"]["actorder"] = "group"
+    for order in (torch.full((64,), -1), torch.arange(64) // 16):
+        state["q.weight_g_idx"] = order.int()
+        assert torch.equal(load_dequantised(folder(tmp_path / "a", settings, state))["q.weight"], values)
+    for order in (torch.arange(64) // 8, torch.arange(64) // 16 - 1, torch.zeros(64)):
+        state["q.weight_g_idx"] = order.int()
+        with pytest.raises(CheckpointError, match="must name each of 4 groups 16 times"):
+            load_dequantised(folder(tmp_path / "a", settings, state))
 
 
 def test_a_merge_of_gptq_and_a_plain_model(tmp_path: Path) -> None:

@@ -16,8 +16,8 @@ import torch
 from weightspace.checkpoints.fetching import fetched_path
 from weightspace.checkpoints.load_save import StrPath, load_checkpoint
 from weightspace.checkpoints.measure import distance, is_inexact, norm
-from weightspace.checkpoints.metadata import read_contents
 from weightspace.checkpoints.quantised.view import dequantised
+from weightspace.checkpoints.read_metadata import read_contents
 from weightspace.checkpoints.reader import CheckpointReader
 from weightspace.checkpoints.state_dict import StateDict, dtype_name, tied_names
 from weightspace.reprs import brief

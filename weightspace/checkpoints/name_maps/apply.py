@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from weightspace.checkpoints.components import weight_files
+from weightspace.checkpoints.detection import weight_files
 from weightspace.checkpoints.json_file import read_json_object
-from weightspace.checkpoints.metadata import AssembledTensor, CheckpointMetadata, Piece, TensorInfo
+from weightspace.checkpoints.metadata import AssembledTensor, CheckpointMetadata, CopiedPiece, TensorInfo
 from weightspace.checkpoints.name_maps.name_map import NameMap, Rule
 from weightspace.checkpoints.name_maps.strides import cut_boxes, joined_boxes, strides_of
 from weightspace.errors import CheckpointError
@@ -208,7 +208,7 @@ class _Conversion:
             )
         shape = (*info.shape, *(1,) * ones) if ones > 0 else info.shape[:ones]
         strides = strides_of(shape)
-        self._assemble(new, TensorInfo(info.dtype, shape), [Piece(old, shape, strides, 0, strides, 0)], old)
+        self._assemble(new, TensorInfo(info.dtype, shape), [CopiedPiece(old, shape, strides, 0, strides, 0)], old)
 
     def _split(self, name: str, rule: Rule, values: Mapping[str, str]) -> None:
         """Split a tensor into its parts."""
@@ -256,7 +256,7 @@ class _Conversion:
         self.tensors[name] = TensorInfo(dtype, shape)
         self.assembled[name] = AssembledTensor(tuple(pieces), self.contents)
 
-    def _assemble(self, name: str, info: TensorInfo, pieces: list[Piece], old: str) -> None:
+    def _assemble(self, name: str, info: TensorInfo, pieces: list[CopiedPiece], old: str) -> None:
         self._add(name, info, old)
         self.assembled[name] = AssembledTensor(tuple(pieces), self.contents)
 

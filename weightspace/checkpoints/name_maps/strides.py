@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from weightspace.checkpoints.metadata import Piece
+from weightspace.checkpoints.metadata import CopiedPiece
 from weightspace.checkpoints.name_maps.name_map import INTERLEAVED, Rule
 from weightspace.errors import CheckpointError
 
@@ -31,13 +31,13 @@ class Box(NamedTuple):
     part_strides: tuple[int, ...]
     part_shape: tuple[int, ...]
 
-    def joined(self, part: str) -> Piece:
+    def joined(self, part: str) -> CopiedPiece:
         """Return the piece of the fused tensor that is read from a part."""
-        return Piece(part, self.shape, self.part_strides, 0, self.fused_strides, self.fused_offset)
+        return CopiedPiece(part, self.shape, self.part_strides, 0, self.fused_strides, self.fused_offset)
 
-    def cut(self, fused: str) -> Piece:
+    def cut(self, fused: str) -> CopiedPiece:
         """Return the only piece of the part, read from the fused tensor."""
-        return Piece(fused, self.shape, self.fused_strides, self.fused_offset, self.part_strides, 0)
+        return CopiedPiece(fused, self.shape, self.fused_strides, self.fused_offset, self.part_strides, 0)
 
 
 def strides_of(shape: Sequence[int]) -> tuple[int, ...]:

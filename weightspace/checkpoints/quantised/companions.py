@@ -71,6 +71,11 @@ def is_understood(parts: Mapping[str, str], known: Collection[str]) -> bool:
     return all(_WORDS.isdisjoint(filter(None, re.split(r"[^a-z]+", last.lower()))) for last in others)
 
 
+def is_power_of_two(info: TensorInfo) -> bool:
+    """Return whether a tensor of scales holds E8M0 numbers, as such or as bytes."""
+    return info.dtype in ("F8_E8M0", "U8")
+
+
 def is_fp8(info: TensorInfo) -> bool:
     """Return whether a tensor holds E4M3 or E5M2 numbers."""
     return info.dtype in ("F8_E4M3", "F8_E5M2")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from functools import cache
 from typing import TYPE_CHECKING
 
@@ -37,15 +36,6 @@ def looked_up(packed: Tensor, table: Tensor) -> Tensor:
 
     found = torch.index_select(table, 0, packed.reshape(-1).to(torch.int32))
     return found.view(torch.float32).view(*packed.shape[:-1], 2 * packed.shape[-1])
-
-
-@cache
-def powers() -> Tensor:
-    """Return the values of E8M0 by code: powers of two with biased exponents, and NaN for the last one."""
-    import torch
-
-    exponents: Sequence[float] = [*(2.0 ** (code - 127) for code in range(255)), torch.nan]
-    return torch.tensor(exponents, dtype=torch.float32)
 
 
 @cache

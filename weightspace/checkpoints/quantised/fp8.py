@@ -1,7 +1,8 @@
 """FP8 numbers with a scale per tensor, channel, group or block, in the layouts of transformers, DeepSeek,
 compressed-tensors, ModelOpt, FBGEMM, Mistral and ComfyUI.
 
-The value of an element is its FP8 number times the scale of its block, in float32.
+The value of an element is its FP8 number times the scale of its block, in float32. Scales may be powers of two (E8M0),
+as in MXFP8.
 """
 
 from __future__ import annotations
@@ -10,9 +11,14 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
 from weightspace.checkpoints.metadata import QuantisedTensor, TensorInfo
-from weightspace.checkpoints.quantised.companions import activation_scales, is_fp8, is_understood
+from weightspace.checkpoints.quantised.companions import (
+    activation_scales,
+    is_fp8,
+    is_power_of_two,
+    is_understood,
+)
 from weightspace.checkpoints.quantised.format import Format, Found, Settings, Stored
-from weightspace.checkpoints.quantised.scaling import Grid, ScaledTensor, grid_of
+from weightspace.checkpoints.quantised.scaling import Grid, PowersOfTwo, ScaledTensor, grid_of
 from weightspace.checkpoints.quantised.settings import described_weights, transforms
 
 if TYPE_CHECKING:
@@ -28,23 +34,22 @@ _SCALES = {
 #: ComfyUI's marker of a file with scales.
 _MARK = "scaled_fp8"
 
-#: Default side of a block: DeepSeek's.
-BLOCK = 128
+#: Default side of a block: DeepSeek's; and the length of the blocks of MXFP8, which lie in a row.
+BLOCK, _MX = 128, 32
 
 _DTYPES = ("F32", "BF16", "F16")
 
 
 def find(stored: Stored) -> list[Found]:
     """Return the matrices of FP8 numbers that have scales."""
-    block = _block(stored.settings)
-    found = [own for parts in stored.modules.values() for own in _in_module(parts, stored.tensors, block)]
+    found = [own for parts in stored.modules.values() for own in _in_module(parts, stored.tensors, stored.settings)]
     marks = tuple(name for name in stored.tensors if name.rpartition(".")[2] == _MARK)
     if found and marks:
         found[0] = found[0]._replace(left_out=(*found[0].left_out, *marks))
     return found
 
 
-def _in_module(parts: Mapping[str, str], tensors: Mapping[str, TensorInfo], block: tuple[int, int]) -> Iterator[Found]:
+def _in_module(parts: Mapping[str, str], tensors: Mapping[str, TensorInfo], settings: Settings) -> Iterator[Found]:
     """Yield the matrices of a module."""
     pairs = {
         matrix: next((scale for scale in scales if scale in parts), None)
@@ -56,15 +61,27 @@ def _in_module(parts: Mapping[str, str], tensors: Mapping[str, TensorInfo], bloc
         return
     left_out = activation_scales(parts)
     for matrix, scale in pairs.items():
-        if scale is None or tensors[parts[scale]].dtype not in _DTYPES:
+        if scale is None:
             continue
         shape = tensors[parts[matrix]].shape
-        grid = grid_of(shape, tensors[parts[scale]].shape, block)
+        grid = _grid(shape, tensors[parts[scale]], settings)
         if grid is not None:
             roles = {"values": parts[matrix], "scales": parts[scale]}
-            title = f"FP8, {_granularity(grid, shape)}"
+            is_power = is_power_of_two(tensors[parts[scale]])
+            title = f"FP8, {_granularity(grid, shape)}{', a power of two' if is_power else ''}"
             yield Found(parts[matrix], title, shape, roles, {"grid": grid}, left_out)
             left_out = ()
+
+
+def _grid(shape: tuple[int, ...], scales: TensorInfo, settings: Settings) -> Grid | None:
+    """Return the blocks of a tensor that have a scale each, or None if the scales don't fit it."""
+    block = _block(settings)
+    if not is_power_of_two(scales):
+        return grid_of(shape, scales.shape, block or (BLOCK, BLOCK)) if scales.dtype in _DTYPES else None
+    is_mx = len(shape) > 1 and scales.shape == (*shape[:-1], -(-shape[-1] // _MX))
+    if scales.dtype == "U8" and not (is_mx and block in (None, (1, _MX))):
+        return None
+    return grid_of(shape, scales.shape, block or ((1, _MX) if is_mx else (BLOCK, BLOCK)))
 
 
 def _granularity(grid: Grid, shape: tuple[int, ...]) -> str:
@@ -77,8 +94,8 @@ def _granularity(grid: Grid, shape: tuple[int, ...]) -> str:
     return f"a scale per {grid.block_rows} × {grid.block_columns} block"
 
 
-def _block(settings: Settings) -> tuple[int, int]:
-    """Return the shape of a block from the settings."""
+def _block(settings: Settings) -> tuple[int, int] | None:
+    """Return the shape of a block from the settings, or None if they don't name it."""
     sizes = settings.options.get("weight_block_size")
     for group in described_weights(settings):
         sizes = group.get("block_structure") or sizes
@@ -86,7 +103,7 @@ def _block(settings: Settings) -> tuple[int, int]:
             sizes = [1, group["group_size"]]
     if isinstance(sizes, list) and len(sizes) == 2 and all(isinstance(size, int) and size > 0 for size in sizes):
         return sizes[0], sizes[1]
-    return BLOCK, BLOCK
+    return None
 
 
 def _refusal(settings: Settings) -> str | None:
@@ -101,12 +118,14 @@ def _refusal(settings: Settings) -> str | None:
 
 def decoder(parts: Mapping[str, RangeReader], tensor: QuantisedTensor) -> ScaledTensor:
     """Return a reader of an FP8 matrix."""
-    return ScaledTensor(parts["values"], parts["scales"], tensor.shape, tensor.settings["grid"])
+    is_power = is_power_of_two(tensor.parts["scales"].info)
+    scales = PowersOfTwo(parts["scales"]) if is_power else parts["scales"]
+    return ScaledTensor(parts["values"], scales, tensor.shape, tensor.settings["grid"])
 
 
 FORMAT = Format(
     "FP8 with scales",
-    frozenset({"", "fp8", "fbgemm_fp8", "compressed-tensors", "modelopt"}),
+    frozenset({"", "fp8", "mxfp8", "fbgemm_fp8", "compressed-tensors", "modelopt"}),
     find,
     decoder,
     _refusal,

@@ -3,13 +3,14 @@
 ``qweight`` has shape ``(inputs · bits / 32, outputs)``, ``qzeros`` ``(groups, outputs · bits / 32)``, ``scales``
 ``(groups, outputs)``, and ``g_idx``, the group of each input, ``(inputs,)``. Element ``(o, i)`` of the matrix is
 ``scales[g, o] · (q[i, o] − z[g, o])`` with ``g = g_idx[i]``, exact in float32. Files store ``z − 1``, except in the
-format ``gptq_v2``.
+formats ``gptq_v2`` and ``gptq_p``. gptqmodel subtracts the ones from whole words, so that a zero point of 0 borrows
+from the next one; other programs store it differently.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from weightspace.checkpoints.metadata import QuantisedTensor, TensorInfo
 from weightspace.checkpoints.quantised.companions import is_understood
@@ -29,7 +30,7 @@ _METHOD = "gptq"
 _PARTS = {"values": "qweight", "zeros": "qzeros", "scales": "scales", "groups": "g_idx"}
 
 #: Format -> whether its zero points are stored minus one.
-_FORMATS = {"gptq": True, "gptq_v2": False}
+_FORMATS = {"gptq": True, "gptq_v2": False, "gptq_p": False}
 
 
 def find(stored: Stored) -> list[Found]:
@@ -68,6 +69,7 @@ def _matrix(parts: Mapping[str, str], tensors: Mapping[str, TensorInfo], setting
         return None
     shape, step = (outputs, inputs), 32 // bits
     own = {"bits": bits, "groups": groups, "less_one": _FORMATS.get(_format(settings), True)}
+    own["borrows"] = _is_by_gptqmodel(settings)
     name = f"{parts['qweight'].removesuffix('qweight')}weight"
     return Found(name, f"GPTQ, {bits} bits", shape, roles, own, overhead=2 * panel_bytes(shape, inputs, step))
 
@@ -84,6 +86,14 @@ def _format(settings: Settings) -> str:
     return str(settings.options.get("checkpoint_format") or settings.options.get("format") or "gptq")
 
 
+def _is_by_gptqmodel(settings: Settings) -> bool:
+    """Return whether the settings name gptqmodel among the programs that wrote the checkpoint."""
+    meta = settings.options.get("meta")
+    programs = meta.get("quantizer") if isinstance(meta, Mapping) else None
+    listed = programs if isinstance(programs, list) else [programs]
+    return any(str(program).partition(":")[0].lower() == "gptqmodel" for program in listed)
+
+
 def decoder(parts: Mapping[str, RangeReader], tensor: QuantisedTensor) -> PanelReader:
     """Return a reader of a GPTQ matrix."""
     import torch
@@ -96,14 +106,31 @@ def decoder(parts: Mapping[str, RangeReader], tensor: QuantisedTensor) -> PanelR
         packed = read_columns(parts["values"], 0, inputs // per_word, outputs, first, last)
         codes = numbers(packed, bits).permute(1, 0, 2).reshape(count, inputs)
         words = read_columns(parts["zeros"], 0, groups, outputs // per_word, first // per_word, last // per_word)
-        zeros = numbers(words, bits).view(groups, count)
-        if tensor.settings["less_one"]:
-            zeros = (zeros + 1).remainder_(2**bits)
+        zeros = _plus_one(words, tensor.settings) if tensor.settings["less_one"] else numbers(words, bits)
+        zeros = zeros.view(groups, count)
         scales = read_columns(parts["scales"], 0, groups, outputs, first, last).to(torch.float32)
         order = _order(parts.get("groups"), inputs, groups)
         return codes.sub_(zeros.T[:, order]).mul_(scales.T[:, order])
 
     return PanelReader(tensor.shape, outputs, inputs, per_word, decode)
+
+
+def _plus_one(words: Tensor, settings: Mapping[str, Any]) -> Tensor:
+    """Return the integers in words plus one, as float32.
+
+    Raises:
+        CheckpointError: it is unknown whether one was subtracted from each integer or from whole words.
+    """
+    bits = settings["bits"]
+    ones = sum(1 << place for place in range(0, 32, bits))
+    found = numbers(words + ones, bits)
+    if not settings["borrows"] and not found.equal((numbers(words, bits) + 1).remainder_(2**bits)):
+        raise CheckpointError(
+            "A GPTQ matrix has zero points of 0, stored minus one, which programs store differently, and the "
+            "configuration does not say that gptqmodel wrote it. Use the model that it was quantised from, or "
+            "quantise that again in the format gptq_v2."
+        )
+    return found
 
 
 def _order(stored: RangeReader | None, inputs: int, groups: int) -> Tensor:

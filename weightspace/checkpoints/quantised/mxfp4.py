@@ -10,10 +10,11 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from weightspace.checkpoints.metadata import QuantisedTensor, TensorInfo
-from weightspace.checkpoints.quantised.companions import activation_scales, is_understood
+from weightspace.checkpoints.quantised.companions import activation_scales, is_power_of_two, is_understood
 from weightspace.checkpoints.quantised.format import Format, Found, Stored
-from weightspace.checkpoints.quantised.four_bit import e2m1, powers
+from weightspace.checkpoints.quantised.four_bit import e2m1
 from weightspace.checkpoints.quantised.panels import PanelReader, panel_bytes, read_columns
+from weightspace.checkpoints.quantised.scaling import powers_of_two
 from weightspace.checkpoints.quantised.settings import transforms
 
 if TYPE_CHECKING:
@@ -38,7 +39,7 @@ def _experts(name: str, tensors: Mapping[str, TensorInfo]) -> Found | None:
     """Return the matrices of gpt-oss's experts with these blocks."""
     own = name.removesuffix(_BLOCKS)
     scales, blocks = tensors.get(own + _SCALES), tensors[name]
-    if scales is None or own in tensors or blocks.dtype != "U8" or scales.dtype != "U8":
+    if scales is None or own in tensors or blocks.dtype != "U8" or not is_power_of_two(scales):
         return None
     if len(blocks.shape) != 4 or blocks.shape[-1] != _BYTES or scales.shape != blocks.shape[:-1] or not blocks.numel:
         return None
@@ -53,7 +54,7 @@ def _packed(parts: Mapping[str, str], tensors: Mapping[str, TensorInfo]) -> Foun
     if "weight_scale" not in parts or not is_understood(parts, {"weight_packed", "weight_scale"}) or "weight" in parts:
         return None
     packed, scales = tensors[parts["weight_packed"]], tensors[parts["weight_scale"]]
-    if (packed.dtype, scales.dtype) != ("U8", "U8") or len(packed.shape) != 2 or not packed.numel:
+    if packed.dtype != "U8" or not is_power_of_two(scales) or len(packed.shape) != 2 or not packed.numel:
         return None
     rows, width = packed.shape
     if scales.shape != (rows, 2 * width // _BLOCK) or width % _BYTES:
@@ -79,7 +80,7 @@ def decoder(parts: Mapping[str, RangeReader], tensor: QuantisedTensor) -> PanelR
         place = (matrix * outputs, outputs)
         packed = read_columns(values, *place, groups * _BYTES, start * _BYTES, stop * _BYTES)
         numbers = e2m1(packed).view(outputs, stop - start, _BLOCK)
-        numbers *= powers()[read_columns(scales, *place, groups, start, stop).int()][..., None]
+        numbers *= powers_of_two(read_columns(scales, *place, groups, start, stop))[..., None]
         return numbers.permute(1, 2, 0).reshape(-1, outputs)
 
     return PanelReader(shape, inputs, outputs, _BLOCK, columns)
@@ -89,7 +90,7 @@ def _rows(values: RangeReader, scales: RangeReader, first: int, last: int, colum
     """Return rows of a matrix that is stored row by row."""
     width, groups = columns // 2, columns // _BLOCK
     numbers = e2m1(values.read(first * width, last * width).view(-1, _BYTES))
-    numbers *= powers()[scales.read(first * groups, last * groups).int()][:, None]
+    numbers *= powers_of_two(scales.read(first * groups, last * groups))[:, None]
     return numbers.view(-1, columns)
 
 

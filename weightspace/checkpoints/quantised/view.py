@@ -14,7 +14,7 @@ from weightspace.checkpoints.metadata import (
     QuantisedTensor,
     StoredPart,
     TensorInfo,
-    read_contents,
+    dequantising_note,
 )
 from weightspace.checkpoints.quantisation import (
     Quantised,
@@ -26,6 +26,7 @@ from weightspace.checkpoints.quantised.companions import is_activation_scale
 from weightspace.checkpoints.quantised.format import Format, Found, Settings, Stored
 from weightspace.checkpoints.quantised.formats import FORMATS
 from weightspace.checkpoints.quantised.settings import computing_dtype, read_config, read_settings
+from weightspace.checkpoints.read_metadata import read_contents
 from weightspace.errors import CheckpointError
 
 if TYPE_CHECKING:
@@ -184,9 +185,7 @@ def _dtype(contents: CheckpointMetadata, gone: set[str]) -> str:
 
 def _notes(contents: CheckpointMetadata, tensors: Iterable[QuantisedTensor], left: Iterable[str]) -> list[str]:
     """Return lines on what is dequantised, and on the activation scales that are left out."""
-    counts: Mapping[str, int] = Counter(tensor.format for tensor in tensors)
-    listed = "; ".join(f"{format} ({_tensors(count)})" for format, count in counts.items())
-    lines = [f"{contents.path} is dequantised while it is read, to float32: {listed}. Its rounding errors are merged."]
+    lines = dequantising_note(contents.path, tensors)
     scales = [name for name in left if is_activation_scale(name)]
     if scales:
         kinds = ", ".join(dict.fromkeys(name.rpartition(".")[2] for name in scales))

@@ -24,7 +24,7 @@ from weightspace.symmetry.kinds.canonical_weights import CanonicalWeights
 from weightspace.symmetry.kinds.canonicalise import canonicalise
 from weightspace.symmetry.kinds.element import Element
 from weightspace.symmetry.kinds.symmetry_spec import SymmetrySpec
-from weightspace.symmetry.permutation import check_fits
+from weightspace.symmetry.permutation import check_fits, experts_for
 from weightspace.tasks.protocol import Task
 
 #: Closed form with streams turned by activations, closed form by weights alone, or the first one refined by descent.
@@ -81,10 +81,14 @@ class SymmetryMatching:
         Returns:
             New tensors of the dtypes of the given ones.
         """
-        a, b = (CanonicalWeights(self.element.spec, state.__getitem__) for state in (target, source))
-        check_fits(self.element.spec, target)
-        check_fits(self.element.spec, source)
-        return _in_dtypes_of(target, a), _in_dtypes_of(source, self.element.applied(b))
+        spec = self.element.spec
+        layouts = [experts_for(spec, state) for state in (target, source)]
+        target, source = (layout.stacked(state) for layout, state in zip(layouts, (target, source), strict=True))
+        check_fits(spec, target)
+        check_fits(spec, source)
+        a, b = (CanonicalWeights(spec, state.__getitem__) for state in (target, source))
+        moved = _in_dtypes_of(target, a), _in_dtypes_of(source, self.element.applied(b))
+        return layouts[0].separate(moved[0]), layouts[1].separate(moved[1])
 
 
 @checked

@@ -22,6 +22,10 @@ _CANCELLED = 1e-12
 #: Elements in a chunk: few enough to keep some float32 copies in the cache, enough to outweigh the call overhead.
 CHUNK = 2**17
 
+#: Chunks whose rounding is judged together (see ``_rounding``), and the maximum number of numbers that a search for a
+#: quantile gathers (see ``_topk``): 4 MB of float32.
+JUDGED_CHUNKS, GATHERED = 16, 2**20
+
 #: Role of the base. ``end``: it is the endpoint ``t = 0`` of a line, or the first of two models if not given.
 Base: TypeAlias = Literal["none", "optional", "required", "end"]
 
@@ -123,6 +127,9 @@ class Method:
         evidence: the data statistics required of every model (``gram``, ``fisher``), or "".
         cost: nanoseconds of one core per element and source, including reading, for estimates.
         copies: float32 copies of a slice held at a time, in addition to two per model, for estimates.
+        whole_copies: float32 copies of a whole tensor held per model, base included, for estimates.
+        stored_chunks: chunks of every model that are held at a time as they are stored, for estimates.
+        searches: quantiles of the whole tensor that are found together, for estimates.
     """
 
     name: str
@@ -145,6 +152,9 @@ class Method:
     evidence: str = ""
     cost: float = 0.7
     copies: int = 6
+    whole_copies: int = 5
+    stored_chunks: int = 0
+    searches: int = 0
 
     def granularity_of(self, arguments: Mapping[str, Any]) -> Granularity:
         """Return the granularity required with these arguments."""

@@ -20,6 +20,7 @@ from weightspace.arithmetic.double_word import narrowed
 from weightspace.arithmetic.dtypes import significand_bits
 from weightspace.arithmetic.nonfinite import is_finite
 from weightspace.merging.methods._masked_sum import MaskedSum
+from weightspace.merging.methods._registry import JUDGED_CHUNKS
 from weightspace.merging.methods._tensor_stack import Chunk, TensorStack, check_finite
 
 #: Narrow dtype -> number of float32 bits that it lacks.
@@ -138,8 +139,8 @@ def rounded(values: Tensor, dtype: torch.dtype) -> Tensor:
 #: Fast computation of a chunk's merged elements. Given a list, it appends the positions where the vote is nearly even.
 FastFormula: TypeAlias = Callable[[Chunk, "list[np.ndarray] | None"], Tensor]
 
-#: Number of chunks judged together, and of elements computed by double words at a time.
-_CHUNKS, _TOGETHER = 16, 2**14
+#: Number of elements computed by double words at a time.
+_TOGETHER = 2**14
 
 #: Approximate number of sampled elements in these chunks.
 _JUDGED = 2**11
@@ -183,7 +184,7 @@ def refined_chunks(
         parts.append((chunk.start, result))
         places.append(unsure)
         stop = chunk.start + len(result)
-        if len(parts) == _CHUNKS or stop == stack.numel:
+        if len(parts) == JUDGED_CHUNKS or stop == stack.numel:
             stored = stack.stored(parts[0][0], stop)
             if _loses(formula, stack, parts, stored):
                 places = [_once_more(formula, stack, start, result) for start, result in parts]
@@ -197,7 +198,7 @@ def refined_chunks(
 
 def refined_span(stack: TensorStack) -> int:
     """Return how many elements are made together, the last ones aside."""
-    return _CHUNKS * stack.span
+    return JUDGED_CHUNKS * stack.span
 
 
 def _fast_result(

@@ -14,15 +14,14 @@ from dataclasses import dataclass
 import numpy as np
 from torch import Tensor
 
+from weightspace.merging.methods._registry import GATHERED
+
 #: Yields, chunk by chunk, the position of the first element and the statistic of each population, restarting on every
 #: call: from the start, or from the chunk that begins at a given position.
 StatisticChunks = Callable[[int], Iterator[tuple[int, Sequence[np.ndarray]]]]
 
 #: A position after every element.
 _END = 2**63 - 1
-
-#: Maximum number of numbers gathered inside a bracket: 4 MB of float32.
-_HELD = 2**20
 
 #: Half-width of a bracket, in standard deviations of a sample quantile.
 _WIDTH = 6.0
@@ -153,7 +152,7 @@ class _Search:
         self.within += len(found)
         self.inside[start] = found if self.stride == 1 else found[:: self.stride].copy()
         self.held += len(self.inside[start])
-        while self.held > _HELD:
+        while self.held > GATHERED:
             self.stride *= 2
             self.inside = {0: np.concatenate(list(self.inside.values()))[::2]}
             self.held = len(self.inside[0])

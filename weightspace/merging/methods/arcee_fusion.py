@@ -32,7 +32,8 @@ from weightspace.merging.methods._topk import EVERYTHING, largest
     scale_free=False,
     doubles=False,
     cost=60,
-    copies=48,
+    copies=30,
+    searches=3,
 )
 def arcee_fusion(
     stack: TensorStack,

@@ -34,6 +34,7 @@ Epsilon: TypeAlias = Annotated[
     base="required",
     granularity="slices",
     cost=40,
+    copies=24,
 )
 def della(
     stack: TensorStack,
@@ -62,6 +63,7 @@ def della(
     granularity="slices",
     divides_if="normalize",
     cost=40,
+    copies=24,
 )
 def della_linear(
     stack: TensorStack,

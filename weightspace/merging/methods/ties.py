@@ -17,7 +17,7 @@ from torch import Tensor
 from weightspace.merging.methods._declaration import merge_method
 from weightspace.merging.methods._masked_sum import MaskedSum
 from weightspace.merging.methods._parameters import Density, Lambda, NormalizeElected, RescaleL1
-from weightspace.merging.methods._registry import Parameter
+from weightspace.merging.methods._registry import JUDGED_CHUNKS, Parameter
 from weightspace.merging.methods._rounding import RefinedFormula
 from weightspace.merging.methods._sparsify import (
     largest_differences,
@@ -60,6 +60,7 @@ def model_cuts(stacks: Sequence[TensorStack], arguments: Sequence[Mapping[str, A
     source="Yadav et al. 2023, https://arxiv.org/abs/2306.01708",
     base="required",
     cost=8,
+    stored_chunks=JUDGED_CHUNKS,
     global_pass=model_cuts,
     global_pass_if=("scope", "model"),
 )

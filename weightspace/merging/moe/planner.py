@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from weightspace.checkpoints.metadata import read_contents
 from weightspace.checkpoints.provenance import described
+from weightspace.checkpoints.read_metadata import read_contents
 from weightspace.checkpoints.safetensors_header import encode_header, place_entries
 from weightspace.errors import CheckpointError
 from weightspace.merging.config.differences import read_config

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from weightspace.checkpoints.metadata import read_contents
+from weightspace.checkpoints.read_metadata import read_contents
 from weightspace.errors import WeightspaceError
 from weightspace.matching.registry import MATCHINGS, check_task
 from weightspace.merging.plan.plan import Member, Plan

@@ -19,6 +19,7 @@ from weightspace.checkpoints.dtypes import DTYPES
 from weightspace.merging.methods._apply import merged_chunks, sound_chunks
 from weightspace.merging.methods._registry import CHUNK
 from weightspace.merging.methods._tensor_stack import TensorReader
+from weightspace.merging.out_of_core.packing import packed
 from weightspace.merging.out_of_core.quantising import quantised
 from weightspace.merging.out_of_core.sources import Sources
 from weightspace.merging.plan.plan import Job
@@ -57,12 +58,18 @@ def elements_of(job: Job, sources: Sources, global_arguments: GlobalArguments) -
 
 def written_elements(job: Job, sources: Sources, global_arguments: GlobalArguments) -> Iterator[tuple[int, Tensor]]:
     """Yield what a job writes to its shard, including scales: byte offsets and 1-D elements; see ``elements_of``."""
+    if job.packed is not None:
+        plain = elements_of(job, sources, global_arguments)
+        yield from ((job.offset + start, content) for start, content in packed(job.name, job.info, job.packed, plain))
+        return
     if job.scales is None:
         for start, elements in elements_of(job, sources, global_arguments):
             yield job.offset + start * elements.itemsize, elements
         return
     wide = replace(job, info=replace(job.info, dtype="F32"), scales=None)
-    ranges = quantised(job.info.shape, job.scales, lambda: elements_of(wide, sources, global_arguments))
+    columns = job.info.shape[-1]
+    shape = job.info.numel // columns, columns
+    ranges = quantised(shape, job.scales, lambda: elements_of(wide, sources, global_arguments))
     for start, elements, first, scales in ranges:
         yield job.offset + start, elements
         yield job.scales.offset + first * scales.itemsize, scales

@@ -181,7 +181,7 @@ def compare_folders(
         if copied and beside is not None:
             notice(
                 f"Only the weights are written: other files would come from the base, or else from the first model, "
-                f"which is a single file. {beside.label} has a {_CONFIG}, which is not copied."
+                f"which is a single file or a training checkpoint. {beside.label} has a {_CONFIG}, which is not copied."
             )
         return Companions((), ())
     folders = {member.contents.path: member for member in members if member.contents.path.is_dir()}

@@ -53,8 +53,7 @@ def _index(plan: Plan, shards: Sequence[Shard], metadata: Mapping[str, str]) -> 
     prefix = shards[0].prefix
     names = {id(shard): shard.name.rpartition("/")[2] for shard in shards}
     jobs = [job for job in plan.jobs if id(plan.shards[job.shard]) in names]
-    places = {job.name: names[id(plan.shards[job.shard])] for job in jobs}
-    places |= {job.scales.name: places[job.name] for job in jobs if job.scales is not None}
+    places = {name: names[id(plan.shards[job.shard])] for job in jobs for name in job.written}
     places |= {alias: places[owner] for alias, owner in plan.tied.items() if owner in places}
     size = sum(job.nbytes for job in jobs)
     return {

@@ -11,12 +11,13 @@ from typing import Any
 
 from weightspace.checkpoints.buffers import holds_whole_numbers, is_counter, is_fixed
 from weightspace.checkpoints.components import Component, in_folders
-from weightspace.checkpoints.hf_folder import WEIGHTS
 from weightspace.checkpoints.metadata import TensorInfo
+from weightspace.checkpoints.training_folders import find_training
 from weightspace.errors import CheckpointError, WeightspaceError
 from weightspace.merging.methods import Method
 from weightspace.merging.out_of_core.chat_templates import chat_template
 from weightspace.merging.out_of_core.component_checks import check_components, component_configurations
+from weightspace.merging.out_of_core.gguf_models import check_gguf_models
 from weightspace.merging.out_of_core.input_checks import (
     check_evidence,
     check_plain,
@@ -24,10 +25,11 @@ from weightspace.merging.out_of_core.input_checks import (
     compare_folders,
     report_unmerged_base,
 )
-from weightspace.merging.out_of_core.staging import is_file_name
+from weightspace.merging.out_of_core.staging import weights_file
 from weightspace.merging.out_of_core.template_tokens import template_warnings
 from weightspace.merging.out_of_core.tensor_names import Output, Outputs, check_effects, check_mostly_common, outputs
 from weightspace.merging.out_of_core.vocabularies import check_tokens
+from weightspace.merging.plan.gguf_output import gguf_template, packed_jobs
 from weightspace.merging.plan.inputs import companion_paths, stamps_of
 from weightspace.merging.plan.layout import lay_out
 from weightspace.merging.plan.members import open_members
@@ -52,9 +54,6 @@ from weightspace.merging.tokenizers.configuration import vocabulary_configuratio
 from weightspace.merging.tokenizers.fallback_rows import with_fallbacks
 from weightspace.merging.tokenizers.job_checks import check_moved_jobs
 from weightspace.merging.tokenizers.planning import TokenizerSource, plan_vocabulary, with_moved_rows
-
-#: Maximum bytes of a file name, which the name of a torch file may exceed with the suffix of safetensors.
-_LONGEST = 255
 
 
 @dataclass(frozen=True)
@@ -110,8 +109,7 @@ def make_plan(
     vocabulary = None if source is None else source.vocabulary
     members = members if vocabulary is None else with_moved_rows(members, vocabulary)
     named = _outputs(recipe, row, members, warn, partial=ignored is not None)
-    for line in (line for stacking in named.stackings for line in slice_notices(stacking)):
-        note(line)
+    _note_slices(named, note)
     check_effects(recipe, named, options.reading, ignored)
     report_unmerged_base(recipe, row, note)
     jobs = _jobs(recipe, row, members, named, vocabulary)
@@ -120,12 +118,16 @@ def make_plan(
     components = _components(donor, members)
     is_plain = options.intermediate or in_folders(components)
     quantise = None if is_plain else output_quantisation(recipe, members, options.output, out)
-    jobs = with_quantisation(jobs, named.tied, members, quantise, options.output, out, note)
-    tokenizer, file = None if source is None else source.folder, _weights_file(out)
-    sliced, moved = bool(named.stackings), vocabulary is not None
-    companions = compare_folders(members, donor, note, sliced=sliced, moved=moved, copied=file is None)
+    gguf = None if is_plain else gguf_template(recipe, members, out)
+    if gguf is None:
+        jobs = with_quantisation(jobs, named.tied, members, quantise, options.output, out, donor, note)
+    else:
+        jobs = packed_jobs(gguf, jobs, named.tied, quantise, options.output, note)
+    tokenizer, file = None if source is None else source.folder, weights_file(out)
+    changes = {"sliced": bool(named.stackings), "moved": vocabulary is not None}
+    companions = compare_folders(members, donor, note, **changes, copied=file is None)
     metadata = plan_metadata(recipe, members, options.output, options.reading, lenient=options.lenient)
-    placed, shards = lay_out(jobs, named.tied, metadata, file, options.output.shard_size, components)
+    placed, shards = lay_out(jobs, named.tied, metadata, file, options.output.shard_size, gguf, components)
     companion_files = [] if file or donor is None else companion_paths(donor, companions.copied, tokenizer)
     stamps = stamps_of(members, [*companion_files, *(() if vocabulary is None else vocabulary.files)])
     identity = plan_identity(metadata, stamps, options.output, out)
@@ -135,6 +137,13 @@ def make_plan(
     placement = (placed, named.tied, shards, metadata, not options.output.allow_nonfinite, identity, _title(out))
     files = (donor, tokenizer, configurations, companions.copied, tuple(note.lines), template, stamps)
     return Plan(row, members, *placement, *files, hashes=options.output.hashes, vocabulary=vocabulary)
+
+
+def _note_slices(named: Outputs, note: Warn) -> None:
+    """Report decisions on slices of layers."""
+    for stacking in named.stackings:
+        for line in slice_notices(stacking):
+            note(line)
 
 
 def _outputs(recipe: Recipe, row: Method, members: Sequence[Member], warn: Warn | None, *, partial: bool) -> Outputs:
@@ -166,6 +175,7 @@ def _check_tokens(
     """Check that rows can be reordered by token, or, if the recipe names no tokenizer, that the models share tokens."""
     if source is None:
         check_tokens(members, donor, note)
+        check_gguf_models(members, note)
     elif source.vocabulary is not None:
         check_moved_jobs(source.vocabulary, members, jobs, note)
 
@@ -353,18 +363,15 @@ def _sources(recipe: Recipe) -> tuple[list[str], dict[str, str]]:
     return list(recipe.models), {source.model: source.evidence for source in sources if source.evidence is not None}
 
 
-def _weights_file(out: Path) -> str | None:
-    """Return the name of a single safetensors file, from which torch files are converted; None for a folder."""
-    if not is_file_name(out):
-        return None
-    name = f"{out.stem}.safetensors"
-    return name if len(os.fsencode(name)) <= _LONGEST else WEIGHTS
-
-
 def _donor(recipe: Recipe, members: Sequence[Member]) -> Path | None:
-    """Return the folder that configuration and tokenizer come from: the base's, else the first model's."""
+    """Return the folder that configuration and tokenizer come from: the base's, else the first model's, or None.
+
+    A training checkpoint without config.json holds only training state beside the weights.
+    """
     path = next(member.contents.path for member in members if member.source == recipe.donor)
-    return path if path.is_dir() else None
+    if not path.is_dir() or (find_training(path) is not None and not (path / "config.json").is_file()):
+        return None
+    return path
 
 
 def _components(donor: Path | None, members: Sequence[Member]) -> tuple[Component, ...]:

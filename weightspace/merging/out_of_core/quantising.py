@@ -23,12 +23,12 @@ Chunks = Iterator[tuple[int, Tensor]]
 
 
 def quantised(
-    shape: tuple[int, ...], scales: Scales, chunks: Callable[[], Chunks]
+    shape: tuple[int, int], scales: Scales, chunks: Callable[[], Chunks]
 ) -> Iterator[tuple[int, Tensor, int, Tensor]]:
     """Yield ranges of a quantised matrix with the scales of their blocks.
 
     Args:
-        shape: rows and columns of the matrix.
+        shape: rows and columns of the matrix, or of all matrices of a stack below each other.
         scales: the blocks that have a scale each; they divide the matrix.
         chunks: returns the chunks of the matrix; called twice for a large matrix with a single scale.
 
@@ -40,28 +40,29 @@ def quantised(
         held = [(start, elements.clone()) for start, elements in chunks()] if rows * columns <= HELD else None
         scale = _scale(_largest(elements for _, elements in held or chunks()))
         for start, elements in held or chunks():
-            yield start, _divided(elements if held else elements.clone(), scale), 0, scale.view(1)
+            yield start, (elements / scale).to(FP8), 0, scale.view(1)
         return
     start, width = 0, shape[1] // columns
-    for elements in _grouped(chunks(), rows * shape[1]):
+    for elements in grouped(chunks(), rows * shape[1]):
         blocks = elements.view(-1, rows, width, columns)
         scale = _scale(blocks.abs().amax((1, 3), keepdim=True))
-        yield start, _divided(blocks, scale).flatten(), start // (rows * columns), scale.flatten()
+        yield start, (blocks / scale).to(FP8).flatten(), start // (rows * columns), scale.flatten()
         start += len(elements)
 
 
-def _grouped(chunks: Chunks, size: int) -> Iterator[Tensor]:
-    """Yield consecutive elements whose number is a multiple of ``size``, in memory that may be overwritten."""
-    held: list[Tensor] = []
+def grouped(chunks: Chunks, size: int) -> Iterator[Tensor]:
+    """Yield consecutive elements whose number is a multiple of ``size``, not to be modified."""
+    held: list[Tensor] = []  # copies, since chunks share their memory
     count = 0
     for _, elements in chunks:
-        held.append(elements.clone())  # chunks share their memory
         count += len(elements)
-        if count >= size:
-            joined = torch.cat(held) if len(held) > 1 else held[0]
-            count %= size
-            yield joined[: len(joined) - count]
-            held = [joined[len(joined) - count :].clone()]
+        if count < size:
+            held.append(elements.clone())
+            continue
+        joined = torch.cat([*held, elements]) if held else elements
+        count %= size
+        yield joined[: len(joined) - count]
+        held = [joined[len(joined) - count :].clone()] if count else []
 
 
 def _largest(parts: Iterator[Tensor]) -> Tensor:
@@ -70,10 +71,5 @@ def _largest(parts: Iterator[Tensor]) -> Tensor:
 
 
 def _scale(largest: Tensor) -> Tensor:
-    """Return the scales of blocks with these largest absolute values."""
+    """Return the scales of blocks with these largest absolute values, which they turn into at most 448 and an ulp."""
     return (largest / _LARGEST).clamp_(min=_SMALLEST)
-
-
-def _divided(elements: Tensor, scale: Tensor) -> Tensor:
-    """Return elements as FP8 numbers, overwriting them."""
-    return elements.div_(scale).clamp_(-_LARGEST, _LARGEST).to(FP8)

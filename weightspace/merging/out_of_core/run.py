@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 from weightspace.cache import cache_folder
 from weightspace.checkpoints.atomic_write import one_line_errors
 from weightspace.checkpoints.fetching import fetch, missing_bytes
-from weightspace.checkpoints.file_format import TORCH_SUFFIXES
+from weightspace.checkpoints.file_format import DCP_SUFFIX, TORCH_SUFFIXES
+from weightspace.checkpoints.gguf.metadata import header_with_metadata
 from weightspace.checkpoints.hashing import Hashing
 from weightspace.checkpoints.output_paths import check_apart, check_checkpoint_output
 from weightspace.checkpoints.provenance import described
@@ -25,6 +26,7 @@ from weightspace.merging.out_of_core.output_files import finish_folder
 from weightspace.merging.out_of_core.staging import Staging, is_file_name, open_staging, staging_folder
 from weightspace.merging.out_of_core.worker_parts import make_elsewhere
 from weightspace.merging.plan.estimates import chosen_executor, estimated_seconds, job_memory, plan_memory
+from weightspace.merging.plan.gguf_output import is_gguf
 from weightspace.merging.plan.inputs import check_unchanged, read_paths
 from weightspace.merging.plan.options import ExecutionOptions
 from weightspace.merging.plan.plan import Job, Plan
@@ -137,8 +139,12 @@ def _check_finish(plan: Plan, finish: Finish | None) -> None:
     """Check that ``finish`` can replace the merged network.
 
     Raises:
-        WeightspaceError: the output is quantised.
+        WeightspaceError: the output is quantised, or a GGUF file.
     """
+    if finish is not None and any(job.packed is not None for job in plan.jobs):
+        raise WeightspaceError(
+            "The statistics of a network in a GGUF file cannot be recomputed. Leave --task out, or write safetensors."
+        )
     if finish is not None and any(job.scales is not None for job in plan.jobs):
         raise WeightspaceError(
             "The statistics of a quantised network cannot be recomputed. Merge with a dtype (--dtype) and "
@@ -155,8 +161,8 @@ def report(
     return MergeReport(
         str(out),
         plan.method.name,
-        (out.name,) if _is_torch(out) else tuple(shard.name for shard in plan.shards),
-        len(plan.jobs) + sum(job.scales is not None for job in plan.jobs),
+        (out.name,) if _is_converted(out) else tuple(shard.name for shard in plan.shards),
+        sum(len(job.written) for job in plan.jobs),
         resumed,
         plan.read_bytes,
         plan.written_bytes,
@@ -175,9 +181,8 @@ def check_runnable(plan: Plan, out: Path, execution: ExecutionOptions) -> None:
         CheckpointError: ``out`` cannot be replaced, or the disk is too small.
         WeightspaceError: a tensor needs more memory than the limit.
     """
-    check_checkpoint_output(
-        out, again=(*plan.companions, *(shard.name for shard in plan.shards)), force=execution.force
-    )
+    again = (*plan.companions, *(shard.name for shard in plan.shards))
+    check_checkpoint_output(out, again=again, force=execution.force, gguf=True)
     with one_line_errors(out, "written"):
         places = (out, staging_folder(out))
     for place in places:
@@ -200,7 +205,7 @@ def _check_room(plan: Plan, out: Path) -> None:
         free = shutil.disk_usage(existing).free
         files = os.scandir(parts) if parts.is_dir() and not parts.is_symlink() else ()
         written = sum(file.stat(follow_symlinks=False).st_blocks * 512 for file in files)
-    needed = plan.written_bytes * (2 if _is_torch(out) else 1)
+    needed = plan.written_bytes * (2 if _is_converted(out) else 1)
     needed += _fetched_beside(plan, existing)
     if needed > free + written:
         raise CheckpointError(
@@ -316,7 +321,7 @@ def _finish(
     """Write the final metadata and the non-weight files.
 
     Returns:
-        The name in ``Staging.parts`` of the output file, or None if the output is a folder.
+        The name in ``Staging.parts`` of the output file, or None if the output is a folder of all parts.
     """
     if finish is not None:
         from weightspace.merging.out_of_core.executor import rewrite
@@ -330,28 +335,38 @@ def _finish(
     if not is_file_name(staging.out):
         finish_folder(plan, staging.parts, metadata)
         return None
-    if not _is_torch(staging.out):
+    if not _is_converted(staging.out):
         return plan.shards[0].name
     from weightspace.checkpoints import load_checkpoint, save_checkpoint
+    from weightspace.checkpoints.dcp_output import write_dcp
 
     staged = staging.parts / plan.shards[0].name
+    state = load_checkpoint(staged)
+    if staging.out.suffix.lower() == DCP_SUFFIX:
+        write_dcp(state, staging.parts, metadata)
+        staged.unlink()
+        return None
     torch_file = staged.with_suffix(staging.out.suffix)
-    save_checkpoint(load_checkpoint(staged), torch_file, metadata=metadata)
+    save_checkpoint(state, torch_file, metadata=metadata)
     return torch_file.name
 
 
 def _fill_header(path: Path, metadata: Mapping[str, str], *, fsync: bool) -> None:
     """Write the digests into the space that the header reserves for them."""
-    header = read_header(path)
-    filled = encode_header(header.entries, {**header.metadata, **metadata})
+    if is_gguf(path):
+        start, filled = header_with_metadata(path, metadata)
+    else:
+        header = read_header(path)
+        start, filled = header.data_start, encode_header(header.entries, {**header.metadata, **metadata})
     with open(path, "r+b") as file:
-        if len(filled) != header.data_start:
-            raise CheckpointError(f"{path}: the header has {header.data_start} bytes, expected {len(filled)}.")
+        if len(filled) != start:
+            raise CheckpointError(f"{path}: the header has {start} bytes, expected {len(filled)}.")
         file.write(filled)
         file.flush()
         if fsync:
             os.fsync(file.fileno())
 
 
-def _is_torch(out: Path) -> bool:
-    return out.suffix.lower() in TORCH_SUFFIXES
+def _is_converted(out: Path) -> bool:
+    """Return whether an output is converted from a safetensors file at the end."""
+    return out.suffix.lower() in (*TORCH_SUFFIXES, DCP_SUFFIX)

@@ -12,7 +12,8 @@ from weightspace.checkpoints.buffers import effective_name, mask_of
 from weightspace.checkpoints.dtypes import DTYPES
 from weightspace.checkpoints.open_files import OpenFiles
 from weightspace.checkpoints.reader import CheckpointReader
-from weightspace.lora.low_rank import Adapted, Scaled
+from weightspace.lora.adapted import adapted
+from weightspace.lora.low_rank import Scaled
 from weightspace.merging.methods._tensor_stack import InMemory, TensorReader, TensorStack
 from weightspace.merging.out_of_core.computed_tensor import ComputedTensor
 from weightspace.merging.plan.plan import Job, Plan, Ref
@@ -62,9 +63,7 @@ class Sources:
         saved, factors = member.adapter.saved.get(name), member.adapter.factors.get(name)
         flat = self._own(index, member.borrowed.get(name, name)) if saved is None else _flat(state, saved)
         if factors is not None:
-            a, b = state[factors.a_name], state[factors.b_name]
-            a, b = (a, b) if factors.part is None else factors.part.of(a, b)
-            flat = Adapted(flat, a, b, factors.scale, transposed=factors.transposed)
+            flat = adapted(flat, factors, {role: state[tensor] for role, tensor in factors.names.items()})
         return Scaled(flat, member.scales[name]) if name in member.scales else flat
 
     def _own(self, index: int, name: str) -> TensorReader:

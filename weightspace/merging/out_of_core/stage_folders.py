@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from weightspace.checkpoints.atomic_write import final_target, hidden_beside, one_line_errors, replacing_file
-from weightspace.checkpoints.components import weight_files
+from weightspace.checkpoints.detection import weight_files
 from weightspace.errors import CheckpointError, WeightspaceError
 from weightspace.merging.out_of_core.staging import is_file_name, locked
 from weightspace.reprs import size

@@ -26,8 +26,12 @@ from weightspace.checkpoints.atomic_write import (
     synced_file,
     try_lock,
 )
-from weightspace.checkpoints.file_format import SAFETENSORS_SUFFIX, TORCH_SUFFIXES
+from weightspace.checkpoints.file_format import DCP_SUFFIX, GGUF_SUFFIX, SAFETENSORS_SUFFIX, TORCH_SUFFIXES
+from weightspace.checkpoints.hf_folder import WEIGHTS
 from weightspace.errors import CheckpointError, WeightspaceError
+
+#: Maximum bytes of a file name, which the name of a torch file may exceed with the suffix of safetensors.
+_LONGEST = 255
 
 
 class Staging:
@@ -109,8 +113,16 @@ class Staging:
 
 
 def is_file_name(path: Path) -> bool:
-    """Return whether an output of that name is a single file; any other name is a Hugging Face folder."""
-    return path.suffix.lower() in (SAFETENSORS_SUFFIX, *TORCH_SUFFIXES)
+    """Return whether an output of that name holds only weights; any other name is a Hugging Face folder."""
+    return path.suffix.lower() in (SAFETENSORS_SUFFIX, *TORCH_SUFFIXES, GGUF_SUFFIX, DCP_SUFFIX)
+
+
+def weights_file(out: Path) -> str | None:
+    """Return the name of a single file of weights, from which other formats are converted; None for a folder."""
+    if not is_file_name(out):
+        return None
+    name = out.name if out.suffix.lower() == GGUF_SUFFIX else f"{out.stem}{SAFETENSORS_SUFFIX}"
+    return name if len(os.fsencode(name)) <= _LONGEST else WEIGHTS
 
 
 def staging_folder(out: Path) -> Path:

@@ -7,9 +7,9 @@ from collections.abc import Iterable
 
 from weightspace.arithmetic.blocks import block_size
 from weightspace.checkpoints.safetensors_header import ITEMSIZES
-from weightspace.merging.methods._registry import CHUNK
+from weightspace.merging.methods._registry import CHUNK, GATHERED
 from weightspace.merging.plan.options import ExecutionOptions
-from weightspace.merging.plan.plan import HELD, Job, Plan, Ref
+from weightspace.merging.plan.plan import HELD, Job, Packed, Plan, Ref
 
 #: Copies of a chunk that a method holds in addition to two per model: the widened base, task vectors, masks, the
 #: result, and results that wait to be written.
@@ -31,8 +31,8 @@ _ASSEMBLED, _ASSEMBLING = 2**20, 24
 #: Bytes of temporary copies per element of a range that is quantised.
 _QUANTISING = 32
 
-#: Copies of a whole tensor that SVD methods hold per model: factors and workspace.
-_WHOLE_COPIES = 5
+#: Bytes per number that a search gathers in float64, and copies to sort.
+_SEARCHING = 16
 
 #: Kinds computed in float64 from whole weights under weight norm or spectral norm; copies of a chunk that they hold,
 #: and copies of a matrix whose singular vectors are computed.
@@ -55,6 +55,7 @@ def job_memory(plan: Plan, job: Job) -> int:
     """Return a conservative estimate of the bytes that a job needs."""
     own = _job_memory(plan, job) + sum(_factor_memory(plan, ref) for ref in job.refs)
     own += 0 if job.scales is None else _quantising_memory(job)
+    own += 0 if job.packed is None else _packing_memory(job, job.packed)
     own += sum(_dequantising_memory(plan, job, ref) for ref in job.refs)
     return own + sum(_computed_memory(plan, ref) for ref in job.refs)
 
@@ -80,7 +81,14 @@ def _quantising_memory(job: Job) -> int:
     if job.scales is None or job.scales.block == shape:
         held = 4 * numel if numel <= HELD else 0
         return held + _QUANTISING * min(numel, _BLOCK)
-    return _QUANTISING * min(numel, job.scales.block[0] * shape[1] + _BLOCK)
+    return _QUANTISING * min(numel, job.scales.block[0] * shape[-1] + _BLOCK)
+
+
+def _packing_memory(job: Job, packed: Packed) -> int:
+    """Return the bytes needed to store ranges of a tensor in the layout of GGUF: whole heads, in several copies."""
+    numel = job.info.numel
+    head = numel // packed.layout.heads if packed.layout.heads else 0
+    return _QUANTISING * min(numel, head + _BLOCK)
 
 
 def _computed_memory(plan: Plan, ref: Ref) -> int:
@@ -101,7 +109,12 @@ def _factor_memory(plan: Plan, ref: Ref) -> int:
         return 0
     rows = factors.shape[0]
     columns = math.prod(factors.shape[1:])
-    return 8 * (2 * factors.rank * (rows + columns) + max(columns, CHUNK))
+    held = 2 * factors.rank * (rows + columns)
+    adapter = plan.members[ref[0]].adapter
+    if factors.product != "low-rank" and adapter is not None:
+        held = 3 * held + 3 * sum(adapter.contents.tensors[name].numel for name in factors.names.values())
+    decomposition = 0 if factors.axis is None else 4 * CHUNK + 3 * factors.shape[factors.axis]
+    return 8 * (held + max(columns, CHUNK) + decomposition)
 
 
 def _job_memory(plan: Plan, job: Job) -> int:
@@ -124,11 +137,17 @@ def _merge_memory(plan: Plan, job: Job, shape: tuple[int, ...], itemsize: int) -
         width = numel // max(1, shape[0])
         return 8 * (width * width * (len(job.inputs) + 4) + numel * (models + 3))
     if plan.method.granularity == "whole" and job.merges:
-        return itemsize * numel * (models + 1) * _WHOLE_COPIES
+        return itemsize * numel * (models + 1) * plan.method.whole_copies
+    gathered = _SEARCHING * min(numel, GATHERED) * plan.method.searches
     if _by_slices(plan, job):
         row = math.prod(shape[1:]) if len(shape) > 1 else numel
-        return itemsize * min(numel, max(row, CHUNK)) * (2 * models + plan.method.copies)
-    return itemsize * (min(numel, CHUNK) * (2 * models + _COPIES) + min(numel, block_size(models)) * (models + 1))
+        return gathered + itemsize * min(numel, max(row, CHUNK)) * (2 * models + plan.method.copies)
+    stored = 0
+    if job.merges and plan.method.stored_chunks:
+        sizes = [ITEMSIZES[info.dtype] for info in (job.info, *map(plan.info, job.refs))]
+        stored = min(numel, CHUNK * plan.method.stored_chunks) * sum(sizes)
+    chunks = min(numel, CHUNK) * (2 * models + _COPIES) + min(numel, block_size(models)) * (models + 1)
+    return gathered + stored + itemsize * chunks
 
 
 def _by_slices(plan: Plan, job: Job) -> bool:

@@ -7,24 +7,29 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from weightspace.checkpoints.atomic_write import one_line_errors
-from weightspace.checkpoints.fetching import local_path
+from weightspace.checkpoints.fetching import fetched_path, local_path
 from weightspace.checkpoints.file_format import MODULES, PIPELINE
 from weightspace.checkpoints.hub_names import hub_model
-from weightspace.checkpoints.metadata import CheckpointMetadata, read_contents
+from weightspace.checkpoints.metadata import CheckpointMetadata
 from weightspace.checkpoints.name_maps.agree import under_common_names
 from weightspace.checkpoints.name_maps.named_maps import read_name_maps
 from weightspace.checkpoints.quantised.view import dequantised
+from weightspace.checkpoints.read_metadata import read_contents
 from weightspace.checkpoints.remote import is_url
 from weightspace.errors import CheckpointError
-from weightspace.lora.adapter import Adapter, read_adapter
+from weightspace.lora.adapter import Adapter
 from weightspace.lora.base_names import other_base
 from weightspace.lora.factor_files import check_is_model, check_no_adapter_folder
 from weightspace.lora.model_config import read_config
+from weightspace.lora.read import read_adapter
 from weightspace.merging.plan.lora_inputs import adapted
 from weightspace.merging.plan.options import Intermediate, ReadingOptions
 from weightspace.merging.plan.plan import Member
 from weightspace.merging.plan.prefixes import strip_prefixes, without_inner_wrappers
 from weightspace.merging.recipe.model_reference import without_adapter
+
+#: Placeholder for the path of a checkpoint in a note.
+_PATH = "\0"
 
 
 def open_members(
@@ -75,6 +80,8 @@ def open_members(
         if intermediate is None:
             _report_other_base(source, contents.path, lora, notice)
         members.append(adapted(member, lora))
+        for note in () if members[-1].adapter is None else members[-1].adapter.notes:
+            notice(f"{source}: {note}")
     return tuple(members)
 
 
@@ -96,11 +103,14 @@ def _read_models(
             f"{PIPELINE} of a diffusers pipeline or the {MODULES} of a sentence-transformers model."
         )
     if reading.key and all(contents.key is None for contents in read.values()):
-        notice(f"--key {reading.key} (key=…) has no effect: it selects an entry of torch files, and no model is one.")
+        notice(
+            f"--key {reading.key} (key=…) has no effect: it selects an entry of torch files and DCP folders, and no "
+            "model is one."
+        )
     for path, contents in read.items():
         check_is_model(contents.tensors, path)
-        for note in contents.notes:
-            notice(note)
+    for note in _grouped(read):
+        notice(note)
     return read
 
 
@@ -128,6 +138,17 @@ def _check_only_named(
             f"{source} is the result of another document, of which a name map would make other tensors. Give the "
             "models of that document the names that are wanted: `names: MAP=SIDE`."
         )
+
+
+def _grouped(read: Mapping[Path, CheckpointMetadata]) -> list[str]:
+    """Return the notes on the checkpoints, one line for those that are told of several."""
+    paths: dict[str, list[Path]] = {}
+    for path, contents in read.items():
+        for note in contents.notes:
+            paths.setdefault(note.replace(str(path), _PATH), []).append(path)
+    others = {note: f" (like {len(own) - 1:,} more)" if len(own) > 1 else "" for note, own in paths.items()}
+    firsts = {note: note.replace(_PATH, f"{own[0]}{others[note]}", 1) for note, own in paths.items()}
+    return [first.replace(_PATH, str(paths[note][0])) for note, first in firsts.items()]
 
 
 def _report_other_base(source: str, path: Path, adapter: Adapter, notice: Callable[[str], None]) -> None:
@@ -174,24 +195,24 @@ def split_adapter(source: str, intermediates: Mapping[str, Intermediate]) -> tup
     with one_line_errors(Path(source), "read"):
         if name in intermediates:
             adapter = source[len(name) + 1 :]
-            return intermediates[name].folder, _adapter_folder(source, _located(adapter)) if adapter else None
+            return intermediates[name].folder, _adapter_path(source, _located(adapter)) if adapter else None
         if Path(source).exists() or "+" not in source:
             return local_path(_located(source)), None
         model, adapter = map(_located, _divided(source))
-        if is_url(source) and not (is_url(adapter) or Path(adapter).is_dir() or hub_model(adapter)):
+        if is_url(source) and not (is_url(adapter) or Path(adapter).exists() or hub_model(adapter)):
             return local_path(source), None
         path = local_path(model)
-        return path, _adapter_folder(source, adapter)
+        return path, _adapter_path(source, adapter)
 
 
-def _adapter_folder(source: str, adapter: str) -> Path:
-    """Return the folder of an adapter."""
-    folder = local_path(adapter)
-    if not folder.is_dir():
+def _adapter_path(source: str, adapter: str) -> Path:
+    """Return the folder or file of an adapter."""
+    path = fetched_path(adapter)  # alphas are read while planning
+    if not path.exists():
         raise CheckpointError(
-            f"{source}: {adapter} is not a folder. Expected MODEL+ADAPTER with the folder of a LoRA adapter."
+            f"{source}: there is no {adapter}. Expected MODEL+ADAPTER with the folder or file of a LoRA adapter."
         )
-    return folder
+    return path
 
 
 def ignored_revision(source: str) -> str | None:
@@ -201,11 +222,11 @@ def ignored_revision(source: str) -> str | None:
 
 
 def _divided(source: str) -> tuple[str, str]:
-    """Split at the ``+`` that separates an existing model from an existing folder, or else at the last one."""
+    """Split at the ``+`` that separates an existing model from an existing adapter, or else at the last one."""
     signs = [index for index, character in enumerate(source) if character == "+"]
     splits = [(source[:sign], source[sign + 1 :]) for sign in reversed(signs)]
     for model, adapter in splits:
-        if Path(_located(adapter)).is_dir() and (is_url(model) or Path(_located(model)).exists()):
+        if Path(_located(adapter)).exists() and (is_url(model) or Path(_located(model)).exists()):
             return model, adapter
     return splits[0]
 

@@ -12,6 +12,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
+from weightspace.checkpoints.gguf.block_types import BlockType
+from weightspace.checkpoints.gguf.name_maps import Layout
 from weightspace.checkpoints.metadata import CheckpointMetadata, TensorInfo
 from weightspace.merging.methods import Method
 from weightspace.merging.plan.moved_vocabulary import MovedVocabulary
@@ -88,16 +90,36 @@ class Scales:
     """The scales of a quantised tensor of the output, written beside it.
 
     Attributes:
-        name: name of their tensor.
+        name: name of their tensor: that of the quantised one, with an ending.
         info: its dtype and shape.
         block: rows and columns of a block that has a scale.
+        matrices: names of the matrices that the quantised tensor is written as, in order, each with its own scales:
+            itself, or those of a stack.
         offset: offset of its first byte in the shard.
     """
 
     name: str
     info: TensorInfo
     block: tuple[int, int]
+    matrices: tuple[str, ...]
     offset: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Packed:
+    """The form of a tensor in a GGUF output.
+
+    Attributes:
+        name: name in the file.
+        kind: how its elements are stored.
+        layout: how it differs from Hugging Face's layout.
+        nbytes: number of its bytes.
+    """
+
+    name: str
+    kind: BlockType
+    layout: Layout
+    nbytes: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,6 +143,7 @@ class Job:
         part: which of spectral norm's tensors a vector is: ``left``, ``right`` or ``value``.
         fallback: the base's tensor with rows for tokens that a model lacks, also if the method takes no base; or None.
         scales: the scales that it is quantised with, in the same shard; None if it is not quantised.
+        packed: its form in a GGUF output, which ``info`` is computed for; None in other outputs.
     """
 
     name: str
@@ -138,11 +161,22 @@ class Job:
     layer: tuple[int, int] | None = None
     fallback: Ref | None = None
     scales: Scales | None = None
+    packed: Packed | None = None
 
     @property
     def nbytes(self) -> int:
         """Number of bytes that it writes, including scales."""
+        if self.packed is not None:
+            return self.packed.nbytes
         return self.info.nbytes + (0 if self.scales is None else self.scales.info.nbytes)
+
+    @property
+    def written(self) -> tuple[str, ...]:
+        """Names of the tensors that it writes, including scales."""
+        if self.scales is None:
+            return (self.name,)
+        ending = self.scales.name.removeprefix(self.name)
+        return tuple(name + end for end in ("", ending) for name in self.scales.matrices)
 
     @property
     def models(self) -> tuple[Ref, ...]:
@@ -301,7 +335,7 @@ class Plan:
         own = contents.stored_bytes(ref[1]) if ref[1] in contents.tensors else self.info(ref).nbytes
         if factors is None or adapter is None:
             return own
-        return own + sum(adapter.contents.tensors[name].nbytes for name in (factors.a_name, factors.b_name))
+        return own + sum(adapter.contents.tensors[name].nbytes for name in factors.names.values())
 
 
 def inputs_of(members: Iterable[Member]) -> tuple[tuple[Path, tuple[Path, ...]], ...]:

@@ -6,11 +6,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from weightspace.checkpoints.file_format import TORCH_SUFFIXES
+from weightspace.checkpoints.file_format import DCP_SUFFIX, TORCH_SUFFIXES
 from weightspace.checkpoints.metadata import QuantisedTensor
 from weightspace.checkpoints.quantised.fp8 import BLOCK
 from weightspace.checkpoints.quantised.settings import read_settings
 from weightspace.merging.config.quantisation import described
+from weightspace.merging.plan.gguf_output import is_gguf
 from weightspace.merging.plan.options import OutputOptions
 from weightspace.merging.plan.plan import Member
 from weightspace.merging.recipe.parse import Recipe
@@ -32,12 +33,19 @@ def output_quantisation(
     """
     if recipe.quantise is not None:
         return recipe.quantise
-    is_plain = options.allow_nonfinite or out.suffix.lower() in TORCH_SUFFIXES
+    is_plain = options.allow_nonfinite or out.suffix.lower() in (*TORCH_SUFFIXES, DCP_SUFFIX)
     if is_plain or recipe.dtype is not None or recipe.out_dtype is not None:
         return None
-    schemes = {_scheme(member) for member in members}
+    scheme_of = _gguf_scheme if is_gguf(out) else _scheme
+    schemes = {scheme_of(member) for member in members}
     scheme = schemes.pop() if len(schemes) == 1 else None
     return None if scheme is None else Quantise(scheme, inherited=True)
+
+
+def _gguf_scheme(member: Member) -> str | None:
+    """Return the scheme of a GGUF file's quantised tensors, or None if it isn't the one that is written."""
+    formats = {tensor.format for tensor in member.contents.quantised.values() if not tensor.is_exact}
+    return "q8_0" if formats == {"GGUF Q8_0"} and member.adapter is None else None
 
 
 def _scheme(member: Member) -> str | None:
@@ -55,11 +63,11 @@ def _tensor_scheme(tensor: QuantisedTensor) -> str | None:
     """Return the scheme of a quantised matrix, or None."""
     scales, grid = tensor.parts.get("scales"), tensor.settings.get("grid")
     is_fp8 = "values" in tensor.parts and tensor.parts["values"].info.dtype == "F8_E4M3"
-    if not is_fp8 or scales is None or grid is None or tensor.left_out or len(tensor.shape) != 2:
+    if not is_fp8 or scales is None or grid is None or tensor.left_out or len(tensor.shape) < 2:
         return None
     last = scales.name.rpartition(".")[2]
     block = grid.block_rows, grid.block_columns
-    if last == "weight_scale_inv":
+    if last.endswith("_scale_inv"):
         return "fp8-block" if block == (min(grid.rows, BLOCK), min(grid.columns, BLOCK)) else None
     if last != "weight_scale" or grid.block_columns != grid.columns:
         return None

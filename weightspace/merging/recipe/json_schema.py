@@ -77,10 +77,16 @@ def _top() -> Schema:
         "quantise": _described(_nullable(_quantise()), "Write matrices as FP8 numbers with scales."),
         "components": _described(_nullable(_names()), "Components of folders to merge, such as unet. [all]"),
         "names": _described(_nullable(_maps()), "Name maps that bring the models to the names of the base."),
+        "then": _described({"type": "array", "minItems": 1, "items": _step()}, "Steps after the merge, in order."),
         "tokenizer_source": _described(_nullable(_ref("reference")), "base, union, or a model."),
         "tokenizer": _nullable(_tokenizer()),
         "chat_template": _described(_type("string", "null"), f"{_TEMPLATES}."),
     }
+
+
+def _step() -> Schema:
+    """Return the schema of a step after a merge."""
+    return {**_mapping({"merge_method": _method(), "parameters": _ref("parameters")}), "required": ["merge_method"]}
 
 
 def _quantise() -> Schema:

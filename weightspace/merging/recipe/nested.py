@@ -14,6 +14,7 @@ from typing import Any
 
 from weightspace.checkpoints.yaml_file import read_yaml
 from weightspace.errors import WeightspaceError
+from weightspace.merging.recipe.then import with_steps
 
 #: Keys whose values are models.
 _MODELS = ("model", "base_model", "path")
@@ -58,9 +59,10 @@ def _add(found: Flattened, contents: Sequence[Any], where: str, open_files: tupl
     filled = [content for content in contents if content is not None] or [None]
     for number, content in enumerate(filled, start=1):
         place = where if len(filled) == 1 else f"{where}, document {number}"
-        at = len(found.documents)
-        found.documents.append((place, None))
-        found.documents[at] = (place, _without_recipes(found, content, place, "", open_files))
+        for part in with_steps(content, place):
+            at = len(found.documents)
+            found.documents.append((place, None))
+            found.documents[at] = (place, _without_recipes(found, part, place, "", open_files))
 
 
 def _without_recipes(found: Flattened, value: Any, where: str, path: str, open_files: tuple[str, ...]) -> Any:

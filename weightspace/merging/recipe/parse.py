@@ -22,7 +22,7 @@ from weightspace.merging.recipe.reader import RecipeReader
 from weightspace.merging.recipe.several import arranged
 from weightspace.merging.recipe.types import DTYPES, Recipe, Slice, Source, Warn
 
-__all__ = ["DTYPES", "Recipe", "Slice", "Source", "Warn", "parse_recipe", "read_recipe", "recipe_of"]
+__all__ = ["DTYPES", "Recipe", "Slice", "Source", "Warn", "parse_recipe", "read_recipe", "recipe_in", "recipe_of"]
 
 
 def read_recipe(path: Path, *, warn: Warn | None = None, ignored: Warn | None = None) -> Recipe:
@@ -36,16 +36,16 @@ def read_recipe(path: Path, *, warn: Warn | None = None, ignored: Warn | None = 
     Raises:
         WeightspaceError: the file cannot be read or is not a valid recipe; the message names the key.
     """
-    return _recipe_in(read_yaml(path), str(path), warn, ignored)
+    return recipe_in(read_yaml(path), str(path), warn, ignored)
 
 
 def parse_recipe(text: str, where: str, *, warn: Warn | None = None, ignored: Warn | None = None) -> Recipe:
     """Read a recipe from text, named ``where`` in errors; see ``read_recipe``."""
-    return _recipe_in(parse_yaml(text, where), where, warn, ignored)
+    return recipe_in(parse_yaml(text, where), where, warn, ignored)
 
 
-def _recipe_in(contents: Sequence[Any], where: str, warn: Warn | None, ignored: Warn | None) -> Recipe:
-    """Return the recipe given by the documents of a file."""
+def recipe_in(contents: Sequence[Any], where: str, warn: Warn | None = None, ignored: Warn | None = None) -> Recipe:
+    """Return the recipe given by the parsed documents of a file; see ``read_recipe``."""
     documents = flattened(contents, where)
     recipes = [RecipeReader(Document(name, warn, ignored), content).recipe() for name, content in documents]
     written = [replace(recipe, is_document=True) for recipe in recipes]

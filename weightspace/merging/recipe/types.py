@@ -89,7 +89,15 @@ class TokenizerKeys:
 
 
 #: Schemes of quantised outputs -> the unit that has a scale.
-SCHEMES = {"fp8-tensor": "matrix", "fp8-channel": "output channel", "fp8-block": "block of 128 × 128"}
+SCHEMES = {
+    "fp8-tensor": "matrix",
+    "fp8-channel": "output channel",
+    "fp8-block": "block of 128 × 128",
+    "q8_0": "block of 32",
+}
+
+#: Those of GGUF files; the others are written in safetensors.
+GGUF_SCHEMES = ("q8_0",)
 
 
 @dataclass(frozen=True)

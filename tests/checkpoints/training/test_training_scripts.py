@@ -1,0 +1,149 @@
+"""Checkpoints of Lightning, accelerate, timm and Megatron: the model's tensors, whatever stands beside them."""
+
+import argparse
+import io
+import json
+import os
+import pickle
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch.distributed.checkpoint.default_planner import DefaultSavePlanner
+from torch.distributed.checkpoint.state_dict_saver import save as save_dcp
+
+import weightspace as ws
+from weightspace.checkpoints.read_metadata import read_contents
+from weightspace.errors import CheckpointError
+from weightspace.runs import average_run, find_checkpoints
+
+LIGHTNING = Path(__file__).parent / "lightning"
+
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::weightspace.errors.WeightspaceWarning")
+
+
+def test_a_lightning_checkpoint_is_read_without_its_hyperparameters() -> None:
+    path = LIGHTNING / "epoch=1-step=4.ckpt"
+    with pytest.raises(pickle.UnpicklingError):
+        torch.load(path, weights_only=True)
+    state, wanted = ws.load_checkpoint(path), torch.load(LIGHTNING / "last.pt")
+    assert list(state) == list(wanted)
+    assert all(torch.equal(state[name], wanted[name]) for name in wanted)
+    (note,) = read_contents(path).notes
+    assert "left out, since only tensors are read: objects of __main__.Config" in note
+
+
+def test_a_run_of_lightning_is_averaged(tmp_path: Path) -> None:
+    found = find_checkpoints(LIGHTNING)
+    assert [checkpoint.step for checkpoint in found] == [2, 4]
+    average_run(found, tmp_path / "a.safetensors")
+    states = [ws.load_checkpoint(checkpoint.path) for checkpoint in found]
+    average = ws.load_checkpoint(tmp_path / "a.safetensors")
+    assert all(torch.equal(average[name], tensor) for name, tensor in ws.merge(states).items())
+
+
+class Thing:
+    """An object of a user's class."""
+
+
+def test_views_and_ties_beside_objects_are_kept(tmp_path: Path) -> None:
+    matrix = torch.arange(12.0).view(3, 4)
+    state = {"w": matrix, "t": matrix.T, "part": matrix[1:, 2:], "tied": matrix, "b": torch.tensor([True, False])}
+    torch.save({"state_dict": state, "args": argparse.Namespace(lr=0.1), "thing": Thing()}, tmp_path / "a.ckpt")
+    read = ws.load_checkpoint(tmp_path / "a.ckpt")
+    assert all(torch.equal(read[name], state[name]) for name in state)
+    assert read["tied"].data_ptr() == read["w"].data_ptr()
+    read["w"].zero_()  # never changes the file
+    assert torch.equal(ws.load_checkpoint(tmp_path / "a.ckpt")["w"], matrix)
+
+
+def test_an_object_among_the_weights_is_refused(tmp_path: Path) -> None:
+    torch.save({"state_dict": {"w": torch.ones(2), "q": Thing()}}, tmp_path / "a.ckpt")
+    with pytest.raises(CheckpointError, match=r"'q' is an object of .*Thing, which needs code to be run"):
+        ws.load_checkpoint(tmp_path / "a.ckpt")
+
+
+class Attack:
+    """An object whose pickle calls ``os.system``."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.system, ("touch hacked",)
+
+
+def test_an_attack_beside_the_weights_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    torch.save({"state_dict": {"w": torch.ones(2)}, "thing": Thing(), "x": Attack()}, tmp_path / "a.ckpt")
+    with pytest.raises(CheckpointError, match=r"needs code to be run \(posix\.system\)"):
+        ws.load_checkpoint(tmp_path / "a.ckpt")
+    assert not (tmp_path / "hacked").exists()
+
+
+def test_the_average_of_timm_is_said_and_can_be_chosen(tmp_path: Path) -> None:
+    content = {"state_dict": {"w": torch.ones(2)}, "state_dict_ema": {"w": torch.zeros(2)}, "args": Thing()}
+    torch.save(content, tmp_path / "checkpoint-1.pth.tar")
+    assert any("'state_dict_ema'" in note for note in read_contents(tmp_path / "checkpoint-1.pth.tar").notes)
+    assert ws.load_checkpoint(tmp_path / "checkpoint-1.pth.tar")["w"].tolist() == [1, 1]
+    assert ws.load_checkpoint(tmp_path / "checkpoint-1.pth.tar", key="state_dict_ema")["w"].tolist() == [0, 0]
+
+
+def test_folders_of_accelerate_with_fsdp_are_read(tmp_path: Path) -> None:
+    """The layout of ``accelerate.utils.fsdp_utils.save_fsdp_model``, sharded and full."""
+    sharded, full = tmp_path / "checkpoint-10", tmp_path / "checkpoint-20"
+    save_dcp({"model": {"w": torch.ones(4)}}, checkpoint_id=sharded / "pytorch_model_fsdp_0", no_dist=True)
+    save_dcp({"optimizer": {"w": torch.ones(4)}}, checkpoint_id=sharded / "optimizer_0", no_dist=True)
+    (sharded / "config.json").write_text('{"model_type": "llama"}')
+    full.mkdir()
+    torch.save({"w": torch.full((4,), 3.0)}, full / "pytorch_model_fsdp.bin")
+    found = find_checkpoints(tmp_path)
+    assert [checkpoint.step for checkpoint in found] == [10, 20]
+    average_run(found, tmp_path / "average")
+    assert ws.load_checkpoint(tmp_path / "average")["w"].tolist() == [2] * 4
+    names = sorted(path.name for path in (tmp_path / "average").iterdir())
+    assert names == ["README.md", "config.json", "model.safetensors"]
+
+
+def megatron(folder: Path, backend: str = "torch_dist") -> Path:
+    """Save a checkpoint as Megatron-LM's ``torch_dist`` does: flat names, and files beside ``.metadata``."""
+    state = {
+        "decoder.layers.mlp.weight": torch.ones(2, 3),
+        "decoder.layers.mlp._extra_state/shard_0_2": io.BytesIO(b"x"),
+        "optimizer.state.exp_avg.decoder.layers.mlp.weight": torch.zeros(2, 3),
+        "rng_state/shard_0_1": io.BytesIO(b"y"),
+    }
+    planner = DefaultSavePlanner(flatten_state_dict=False)
+    save_dcp(state, checkpoint_id=folder, planner=planner, no_dist=True)
+    torch.save({"args": Thing(), "iteration": 100}, folder / "common.pt")
+    (folder / "metadata.json").write_text(json.dumps({"sharded_backend": backend, "sharded_backend_version": 1}))
+    return folder
+
+
+def test_a_run_of_megatron_is_read_without_optimizer_and_objects(tmp_path: Path) -> None:
+    for number in (100, 200):
+        megatron(tmp_path / f"iter_{number:07d}")
+    (tmp_path / "latest_checkpointed_iteration.txt").write_text("200")
+    assert [checkpoint.step for checkpoint in find_checkpoints(tmp_path)] == [100, 200]
+    assert list(ws.load_checkpoint(tmp_path)) == ["decoder.layers.mlp.weight"]
+    (note,) = read_contents(tmp_path / "iter_0000100").notes
+    assert "Left out: 1 optimizer tensor; 2 objects (decoder.layers.mlp._extra_state/shard_0_2, rng_state" in note
+    ws.merge_files([tmp_path / "iter_0000100", tmp_path / "iter_0000200"], tmp_path / "out")
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["README.md", "model.safetensors"]
+
+
+REFUSED = {
+    "orbax": (["_CHECKPOINT_METADATA", "manifest.ocdbt"], "Orbax"),
+    "orbax in a folder": (["default/_METADATA", "default/manifest.ocdbt"], "Orbax"),
+    "flax": (["flax_model.msgpack"], "flax"),
+    "zarr": (["metadata.json"], "zarr"),
+    "universal": (["zero/w/fp32.pt"], "universal"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_other_formats_are_refused_with_advice(tmp_path: Path, case: str) -> None:
+    names, word = REFUSED[case]
+    for name in names:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(json.dumps({"sharded_backend": "zarr"}))
+    with pytest.raises(CheckpointError, match=rf"{word}.*(Save|Convert|Use)"):
+        ws.load_checkpoint(tmp_path)

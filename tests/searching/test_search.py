@@ -1,0 +1,231 @@
+"""Searches find a planted optimum, repeat from the cache, and tell how large a gain is."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import weightspace as ws
+from weightspace.errors import WeightspaceError, WeightspaceWarning
+from weightspace.plots import draw_search
+from weightspace.progress import Progress
+from weightspace.searching import SearchOptions, SearchReport
+from weightspace.soups.evaluation import Place
+from weightspace.tasks import ClassificationTask
+
+from .conftest import PLANTED
+
+ENGINES = ("grid", "random", "cma-es", "tpe", "nsga2")
+TINY: dict[str, Any] = {
+    "merge_method": "task_arithmetic",
+    "base_model": "base.safetensors",
+    "models": [{"model": f"{name}.safetensors", "parameters": {"weight": {"search": [0, 1]}}} for name in "ab"],
+}
+
+
+def digits_recipe(folder: Path, **parameters: Any) -> dict[str, Any]:
+    models = [{"model": str(folder / f"{name}.safetensors"), "parameters": {"weight": 0.5}} for name in "ab"]
+    content = {"merge_method": "task_arithmetic", "base_model": str(folder / "base.safetensors"), "models": models}
+    return {**content, "parameters": {"lambda": {"search": [0, 1.5]}, "normalize": False, **parameters}}
+
+
+def without_noise(*arguments: Any, **options: Any) -> SearchReport:
+    """Search without references, and so without a word on the gain."""
+    chosen = options.pop("options", SearchOptions())
+    return ws.search(*arguments, options=replace(chosen, references=False), **options)
+
+
+@pytest.fixture(scope="module")
+def best_factor(digits: ClassificationTask, trained: Path) -> float:
+    """The best scaling factor of 101 along the line."""
+    options = SearchOptions(engine="grid", trials=101)
+    found = without_noise(digits_recipe(trained), digits, options=options)
+    return found.trials[found.best].values["parameters.lambda"]
+
+
+@pytest.mark.xdist_group("planted factor")
+@pytest.mark.parametrize("engine", ENGINES)
+def test_a_planted_scaling_factor_is_found(
+    engine: str, digits: ClassificationTask, trained: Path, best_factor: float
+) -> None:
+    found = without_noise(digits_recipe(trained), digits, options=SearchOptions(engine=engine, trials=36))
+    assert abs(found.trials[found.best].values["parameters.lambda"] - best_factor) < 0.05
+    assert found.modes == {"digits-mlp": "min"}
+
+
+def test_the_planted_factor_is_where_it_was_planted(digits: ClassificationTask, trained: Path) -> None:
+    # λ / 2 (τ_a + τ_b) = λ / (2 · PLANTED) · (trained − base): the whole way is λ = 2 · PLANTED.
+    recipe = digits_recipe(trained)
+    recipe["parameters"]["lambda"] = {"choices": [2 * PLANTED]}
+    found = without_noise(recipe, digits, options=SearchOptions(engine="grid"))
+    expected = ws.train(digits, seed=0, epochs=6)
+    network = digits.network()
+    network.load_state_dict(expected)
+    score = digits.score(network, "validation")["loss"]
+    assert found.trials[0].scores["digits-mlp"] == pytest.approx(score, abs=1e-3)
+
+
+def test_several_values_are_found_by_a_function(tiny: Path) -> None:
+    states = {name: ws.load_checkpoint(f"{name}.safetensors") for name in ("base", "a", "b")}
+    target = {k: b + 0.3 * (states["a"][k] - b) + 0.8 * (states["b"][k] - b) for k, b in states["base"].items()}
+
+    def distance(state: ws.StateDict) -> float:
+        return sum(float((state[name] - tensor).square().sum()) for name, tensor in target.items())
+
+    options = SearchOptions(trials=120, cache=False)
+    found = without_noise(TINY, distance, mode="min", options=options)
+    assert list(found.trials[found.best].values.values()) == pytest.approx([0.3, 0.8], abs=0.05)
+
+
+def test_an_interrupted_search_goes_on(tiny: Path) -> None:
+    calls = []
+
+    def score(state: ws.StateDict) -> float:
+        calls.append(1)
+        return float(state["v"].sum())
+
+    def stop(event: Progress) -> None:
+        if event.index == 5:
+            raise KeyboardInterrupt
+
+    options = SearchOptions(trials=12, cache_key="sum")
+    with pytest.raises(KeyboardInterrupt):
+        without_noise(TINY, score, options=options, on_progress=stop)
+    whole = without_noise(TINY, score, options=options)
+    assert len(calls) == 12
+    assert without_noise(TINY, score, options=options).trials == whole.trials
+    assert len(calls) == 12
+    ws.save_checkpoint(ws.load_checkpoint("b.safetensors"), "a.safetensors")
+    without_noise(TINY, score, options=options)
+    assert len(calls) == 24
+
+
+def test_equal_recipes_are_scored_once(tiny: Path) -> None:
+    calls = []
+
+    def score(state: ws.StateDict) -> float:
+        calls.append(1)
+        state["v"].zero_()  # its own copy
+        return float(state["w"].sum())
+
+    content = {**TINY, "models": [{"model": {"choices": ["a.safetensors", "b.safetensors"]}}]}
+    found = without_noise(content, score, options=SearchOptions(engine="random", trials=20, cache_key="w"))
+    assert (len(found.trials), len(calls)) == (20, 2)
+
+
+def test_workers_give_the_same_result(digits: ClassificationTask, trained: Path, tmp_path: Path) -> None:
+    options = SearchOptions(engine="random", trials=4, cache=False)
+    alone = without_noise(digits_recipe(trained), digits, options=options)
+    together = without_noise(digits_recipe(trained), digits, options=replace(options, place=Place(workers=2)))
+    assert [trial.scores for trial in alone.trials] == [trial.scores for trial in together.trials]
+
+
+def test_impossible_merges_are_passed_over(tiny: Path) -> None:
+    content = {**TINY, "merge_method": "della", "parameters": {"density": 0.5, "epsilon": {"choices": [0.1, 0.7]}}}
+    found = without_noise(content, lambda state: 1.0, options=SearchOptions(engine="grid", trials=8))
+    assert ["keep probabilities" in trial.error for trial in found.trials] == [False, True] * 4
+    content["parameters"] = {"density": 0.5, "epsilon": {"choices": [0.7]}}
+    with pytest.raises(WeightspaceError, match=r"No candidate can be merged\. The first one: .*keep probabilities"):
+        without_noise(content, lambda state: 1.0, options=SearchOptions(engine="grid", trials=8))
+
+
+def test_halving_scores_few_candidates_on_all_data(digits: ClassificationTask, trained: Path) -> None:
+    options = SearchOptions(engine="grid", trials=18, halving=True)
+    found = without_noise(digits_recipe(trained), digits, options=options)
+    shares = [round(9 * trial.share) for trial in found.trials]
+    assert [shares.count(parts) for parts in (1, 3, 9)] == [12, 4, 2]
+    assert found.trials[found.best].share == 1
+    whole = without_noise(digits_recipe(trained), digits, options=SearchOptions(engine="grid", trials=18))
+    assert abs(found.best - whole.best) <= 1
+    with pytest.raises(WeightspaceError, match="from which the engine cma-es cannot learn"):
+        without_noise(digits_recipe(trained), digits, options=SearchOptions(halving=True))
+    with pytest.raises(WeightspaceError, match="score has none"):
+        without_noise(digits_recipe(trained), lambda state: 1.0, options=options)
+
+
+@pytest.fixture
+def compared(digits: ClassificationTask, trained: Path) -> SearchReport:
+    with pytest.warns(WeightspaceWarning, match="The gain over"):
+        return ws.search(digits_recipe(trained), replace(digits, objective="accuracy", mode="max"))
+
+
+def test_simple_merges_are_compared_on_test_data(compared: SearchReport, tmp_path: Path) -> None:
+    names = ["best single model", "uniform", "task arithmetic, λ tuned", "TIES, defaults", "best of the search"]
+    assert [row.name for row in compared.rows] == names
+    validation, test = (
+        [row.scores["digits-mlp"][split]["accuracy"] for row in compared.rows] for split in ("validation", "test")
+    )
+    assert validation[-1] == compared.trials[compared.best].scores["digits-mlp"]
+    assert all(0.5 < value <= 1 for value in test)
+    assert compared.gain is not None
+    assert compared.gain.low <= compared.gain.value <= compared.gain.high
+    assert compared.gain.value == pytest.approx(validation[-1] - max(validation[:-1]), abs=1e-9)
+    compared.save(tmp_path / "search.json")
+    assert len(json.loads((tmp_path / "search.json").read_text())["trials"]) == 50
+    compared.save(tmp_path / "best.yml")
+    assert (tmp_path / "best.yml").read_text() == compared.recipe
+    with pytest.raises(WeightspaceError, match=r"found 'search\.csv'"):
+        compared.save(tmp_path / "search.csv")
+    draw_search(compared, tmp_path / "search.png")
+
+
+class Toy:
+    """A task whose score is the distance of one weight to a number."""
+
+    objective, mode, example_args = "distance", "min", (torch.zeros(1, 1),)
+
+    def __init__(self, name: str, goal: float) -> None:
+        self.name, self.goal = name, goal
+
+    def network(self) -> nn.Module:
+        return nn.Linear(1, 1, bias=False)
+
+    def score(self, module: Any, split: str = "test") -> dict[str, float]:
+        return {"distance": abs(module.weight.item() - self.goal)}
+
+    def batches(self, split: str, seed: int) -> list[Any]:
+        return []
+
+    def loss(self, module: Any, batch: Any) -> torch.Tensor:
+        return torch.zeros(())
+
+
+def test_several_tasks_have_a_front(tiny: Path) -> None:
+    for name, value in {"base": 0.0, "a": 1.0}.items():
+        ws.save_checkpoint({"weight": torch.tensor([[value]])}, f"{name}.safetensors")
+    content = {**TINY, "models": [{"model": "a.safetensors", "parameters": {"weight": {"search": [-1, 2]}}}]}
+    tasks: Any = [Toy("low", 0.2), Toy("high", 0.8)]
+    found = ws.search(content, tasks, options=SearchOptions(trials=40))
+    values = [found.trials[index].values["models[0].parameters.weight"] for index in found.front]
+    assert found.engine == "nsga2"
+    assert all(0.1 < value < 0.9 for value in values)
+    assert found.best in found.front
+    assert found.gain is None
+    names = ["best single model", "task arithmetic, λ tuned", "TIES, defaults", "best of the search"]
+    assert [row.name for row in found.rows] == names
+    draw_search(found, "front.png")
+    with pytest.raises(WeightspaceError, match="expected different names"):
+        ws.search(content, [tasks[0], tasks[0]])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (SearchOptions(engine="annealing"), "annealing"),
+        (SearchOptions(engine="grid", trials=3), "has at least 4 points; the budget is 3 trials"),
+        (SearchOptions(trials=0), "positive budget"),
+        (SearchOptions(seconds=-1.0), "positive budget"),
+    ],
+)
+def test_options_that_do_not_fit_are_one_line(options: SearchOptions, message: str, tiny: Path) -> None:
+    with pytest.raises(WeightspaceError, match=message):
+        ws.search(TINY, lambda state: 1.0, options=options)
+
+
+def test_a_budget_in_seconds_ends_a_search(tiny: Path) -> None:
+    found = without_noise(TINY, lambda state: 1.0, options=SearchOptions(trials=10**6, seconds=0.5, cache=False))
+    assert 1 <= len(found.trials) < 10**6

@@ -1,0 +1,127 @@
+"""``weightspace search``: the table, the files, mistakes, and kills that lose no score."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+import weightspace as ws
+from weightspace import cli
+
+RECIPE = """
+merge_method: task_arithmetic
+base_model: base.safetensors
+models:
+- {model: a.safetensors, parameters: {weight: {search: [0, 1]}}}
+- {model: b.safetensors, parameters: {weight: {search: [0, 1]}}}
+"""
+#: Prints the sum of a tensor, and adds it to a log.
+SCORE = """
+import array, json, struct, sys, time
+content = open(sys.argv[1], "rb").read()
+size = struct.unpack("<Q", content[:8])[0]
+start, stop = json.loads(content[8:8 + size])["w"]["data_offsets"]
+print("loss", value := sum(array.array("f", content[8 + size + start:8 + size + stop])))
+open("log", "a").write(f"{value}\\n")
+time.sleep(0.2)
+"""
+
+
+@pytest.fixture
+def folder(tiny: Path) -> Path:
+    Path("recipe.yml").write_text(RECIPE)
+    Path("score.py").write_text(SCORE)
+    return tiny
+
+
+def search(*words: str) -> Result:
+    return CliRunner().invoke(cli.main, ["search", *words], catch_exceptions=False)
+
+
+BY_COMMAND = ("--score", f"{sys.executable} score.py {{model}}", "--mode", "min", "--no-references")
+
+
+def test_the_best_merge_is_written_with_its_recipe(folder: Path) -> None:
+    done = search("recipe.yml", *BY_COMMAND, "--engine", "grid", "--trials", "9", "-o", "best.safetensors",
+                  "--report", "best.yml", "--report", "trials.png", "--json")  # fmt: skip
+    assert done.exit_code == 0, done.output
+    told = json.loads(done.stdout)
+    scores = [trial["scores"]["score"] for trial in told["trials"]]
+    assert len(scores) == 9
+    assert told["best"] == scores.index(min(scores))
+    assert told["files"] == ["best.safetensors", "best.yml", "trials.png"]
+    ws.merge_files("best.yml", "again.safetensors")
+    found, again = ws.load_checkpoint("best.safetensors"), ws.load_checkpoint("again.safetensors")
+    assert all(found[name].equal(again[name]) for name in again)
+    assert float(found["w"].sum()) == pytest.approx(min(scores), abs=1e-4)
+
+
+def test_a_file_of_places_and_the_table(folder: Path) -> None:
+    Path("plain.yml").write_text(RECIPE.replace("{search: [0, 1]}", "0.5"))
+    Path("space.yml").write_text("models[0].parameters.weight: {search: [0, 1]}")
+    done = search("plain.yml", "--space", "space.yml", *BY_COMMAND[:-1], "--engine", "grid", "--trials", "3",
+                  "-o", "best")  # fmt: skip
+    assert done.exit_code == 0, done.output
+    for line in ("best single model", "uniform", "task arithmetic, λ tuned", "TIES, defaults", "best of the search"):
+        assert line in done.stdout
+    assert "models[0].parameters.weight: " in done.stdout
+    assert Path("best/model.safetensors").is_file()
+
+
+@pytest.mark.parametrize("killed_by", [signal.SIGKILL, signal.SIGINT])
+def test_a_kill_loses_no_score(killed_by: signal.Signals, folder: Path) -> None:
+    words = ["search", "recipe.yml", *BY_COMMAND, "--engine", "random", "--trials", "8", "-o", "best.safetensors"]
+    command = [sys.executable, "-m", "weightspace", *words]
+    first = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True)
+    log = Path("log")
+    while first.poll() is None and (not log.exists() or len(log.read_text().splitlines()) < 3):
+        time.sleep(0.05)
+    os.killpg(first.pid, killed_by)
+    first.communicate()
+    assert first.returncode != 0
+    assert not Path("best.safetensors").exists()
+    scored = len(log.read_text().splitlines())
+    done = subprocess.run(command, capture_output=True, check=False)
+    assert done.returncode == 0, done.stderr
+    values = log.read_text().splitlines()
+    assert len(set(values)) == 8
+    assert len(values) <= 8 + 1, scored  # the one that was being scored
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["recipe.yml"], "needs either --task or --score"),
+        (["recipe.yml", "--task", "digits-mlp", "--score", "x {model}"], "needs either --task or --score"),
+        (["recipe.yml", "--score", "python score.py"], "--score needs {model}"),
+        (["recipe.yml", "--score", "python 'score.py {model}"], "cannot be split into words"),
+        (["recipe.yml", "--score", "nosuchprogram {model}"], "nosuchprogram cannot be run"),
+        (["recipe.yml", "--score", "false {model}"], "ended with status 1"),
+        (["recipe.yml", "--score", "true {model}"], "expected a number at the end"),
+        (["recipe.yml", "--score", "x {model}", "--halving"], "--halving has no effect without --task"),
+        (["recipe.yml", "--task", "digits-mlp", "--report", "x.csv"], "is neither an image"),
+        (["nosuch.yml", "--task", "digits-mlp"], "nosuch.yml"),
+        (["a.safetensors", "--task", "digits-mlp"], "is not valid YAML"),
+        (["recipe.yml", "--task", "digits-mlp"], "do not fit together"),
+        (["recipe.yml", "--task", "digits-mlp", "--engine", "sgd"], "'sgd' is not one of|sgd"),
+    ],
+)
+def test_mistakes_are_one_line_and_write_nothing(words: list[str], message: str, folder: Path) -> None:
+    done = search(*words, "--trials", "4", "-o", "best.safetensors")
+    assert done.exit_code in (1, 2)
+    assert any(part in done.stderr for part in message.split("|")), done.stderr
+    assert len([line for line in done.stderr.splitlines() if line.startswith("Error")]) == 1
+    assert not Path("best.safetensors").exists()
+
+
+def test_the_output_is_none_of_the_inputs(folder: Path) -> None:
+    for path in ("a.safetensors", "base.safetensors"):
+        done = search("recipe.yml", "--task", "digits-mlp", "-o", path)
+        assert done.exit_code != 0
+        assert "would replace" in done.stderr

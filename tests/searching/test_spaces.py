@@ -1,0 +1,110 @@
+"""Searched values in recipes: ranges, lists, shared names, places in a file of their own, and mistakes."""
+
+from typing import Any
+
+import pytest
+
+from weightspace.errors import WeightspaceError
+from weightspace.searching.space import Dimension, read_space
+
+RECIPE: dict[str, Any] = {
+    "merge_method": "ties",
+    "base_model": "base",
+    "models": [{"model": "a", "parameters": {"weight": 1.0}}, {"model": "b", "parameters": {"weight": 0.5}}],
+}
+
+
+def space_of(value: Any) -> tuple[Dimension, ...]:
+    return read_space([{**RECIPE, "parameters": {"density": value}}], "r.yml").dimensions
+
+
+def test_ranges_and_lists_are_found_at_any_depth_and_replaced() -> None:
+    content = {
+        **RECIPE,
+        "merge_method": {"choices": ["ties", "della"]},
+        "parameters": {
+            "density": [{"filter": "mlp", "value": {"search": [0.1, 0.5]}}, {"value": [{"search": [0, 1]}, 0.5]}],
+            "k": {"search": [1, 64], "log": True, "integer": True},
+        },
+    }
+    space = read_space([content], "r.yml")
+    names = ["merge_method", "parameters.density[0].value", "parameters.density[1].value[0]", "parameters.k"]
+    assert [dimension.name for dimension in space.dimensions] == names
+    chosen = space.chosen(dict(zip(names, ["della", 0.2, 0.9, 8], strict=True)))[0]
+    assert chosen["merge_method"] == "della"
+    assert chosen["parameters"] == {"density": [{"filter": "mlp", "value": 0.2}, {"value": [0.9, 0.5]}], "k": 8}
+    assert content["merge_method"] == {"choices": ["ties", "della"]}
+
+
+def test_places_of_one_name_share_a_value() -> None:
+    node = {"search": [0, 1], "name": "share"}
+    models = [{"model": model, "parameters": {"weight": node}} for model in "ab"]
+    space = read_space([{"merge_method": "linear", "models": models}], "r.yml")
+    assert [dimension.name for dimension in space.dimensions] == ["share"]
+    assert [model["parameters"]["weight"] for model in space.chosen({"share": 0.3})[0]["models"]] == [0.3, 0.3]
+    models[0] = {"model": "a", "parameters": {"weight": {"search": [0, 2], "name": "share"}}}
+    with pytest.raises(WeightspaceError, match="share the name 'share', but not the range"):
+        read_space([{"merge_method": "linear", "models": models}], "r.yml")
+
+
+def test_a_file_of_places_adds_to_the_recipe() -> None:
+    further = {"models[1].parameters.weight": {"search": [0, 2]}, "parameters.lambda": {"choices": [0.5, 1]}}
+    space = read_space([RECIPE], "r.yml", further, "space.yml")
+    chosen = space.chosen({"models[1].parameters.weight": 1.5, "parameters.lambda": 0.5})[0]
+    assert chosen["models"][1]["parameters"]["weight"] == 1.5
+    assert chosen["parameters"] == {"lambda": 0.5}
+
+
+def test_values_along_a_dimension() -> None:
+    assert space_of({"search": [0, 1]})[0].grid(3) == [0, 0.5, 1]
+    assert space_of({"search": [0.01, 1], "log": True})[0].grid(3) == pytest.approx([0.01, 0.1, 1])
+    assert space_of({"search": [1, 3], "integer": True})[0].grid(9) == [1, 2, 3]
+    integers = space_of({"search": [1, 3], "integer": True})[0]
+    assert [integers.at(share) for share in (0, 0.34, 0.5, 0.99, 1)] == [1, 2, 2, 3, 3]
+    listed = space_of({"choices": ["x", "y", "x"]})[0]
+    assert [listed.at(share) for share in (0, 0.49, 0.5, 1)] == ["x", "x", "y", "y"]
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ({"search": [1, 0]}, "expected two finite numbers"),
+        ({"search": [0, 0.5, 1]}, "A list of values is written {choices"),
+        ({"search": 3}, "found|range 3"),
+        ({"search": [0, float("inf")]}, "expected two finite numbers"),
+        ({"search": [False, True]}, "expected two finite numbers"),
+        ({"search": [0, 1], "log": True}, "expected low > 0, found 0"),
+        ({"search": [0.5, 3], "integer": True}, "expected integer bounds"),
+        ({"search": [0, 1], "log": "yes"}, "log of parameters.density is 'yes'"),
+        ({"search": [0, 1], "step": 0.1}, "unknown key 'step'"),
+        ({"search": [0, 1], "choices": [1]}, "both search and choices"),
+        ({"search": [0, 1], "name": 3}, "the name of parameters.density is 3"),
+        ({"choices": []}, "expected a list of values"),
+        ({"choices": "ties"}, "expected a list of values"),
+        ({"choices": [1, 2], "log": True}, "log and integer are for ranges"),
+        (0.5, "has nothing to search"),
+    ],
+)
+def test_mistakes_are_one_line(value: Any, message: str) -> None:
+    with pytest.raises(WeightspaceError, match=message) as caught:
+        space_of(value)
+    assert "r.yml" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("further", "message"),
+    [
+        ({"models[2].parameters.weight": {"search": [0, 1]}}, r"has no models\[2\]; found 2 entries of models"),
+        ({"models.a": {"search": [0, 1]}}, "models has no keys"),
+        ({"base_model.x": {"search": [0, 1]}}, "base_model has no keys"),
+        ({"models[x]": {"search": [0, 1]}}, "is no place in a recipe"),
+        ({"parameters.t": 0.5}, "parameters.t is 0.5; expected a range"),
+        ([1], "must map places"),
+        ({}, "must map places"),
+    ],
+)
+def test_mistakes_of_places_are_one_line(further: Any, message: str) -> None:
+    with pytest.raises(WeightspaceError, match=message) as caught:
+        read_space([RECIPE], "r.yml", further, "space.yml")
+    assert "space.yml" in str(caught.value)

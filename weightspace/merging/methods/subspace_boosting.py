@@ -1,0 +1,54 @@
+r"""Subspace boosting: the small singular values of a merged difference raised to a larger one.
+
+.. math:: b + \lambda\, U \max(\Sigma, \sigma_k)\, V^\top, \qquad x - b = U \Sigma V^\top, \quad
+    k = \min \Bigl\{j : \sum_{i \le j} \sigma_i \ge \beta \sum_i \sigma_i\Bigr\}
+
+Merging many tasks leaves a difference with a few large singular values; raising the others strengthens what single
+tasks need. It is a step after a merge, whose result is the model ``x``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Annotated
+
+from torch import Tensor
+
+from weightspace.merging.methods._declaration import merge_method
+from weightspace.merging.methods._parameters import Lambda
+from weightspace.merging.methods._registry import Parameter
+from weightspace.merging.methods._svd import on_matrices, singular_vectors
+from weightspace.merging.methods._tensor_stack import Formula, TensorStack
+
+
+@merge_method(
+    formula="b + λ × the difference with its small singular values raised to the k-th one",
+    source="Skorobogat et al. 2025, https://arxiv.org/abs/2506.16506",
+    base="required",
+    models=(1, 1),
+    granularity="whole",
+    weighted=False,
+)
+def subspace_boosting(
+    stack: TensorStack,
+    weights: Sequence[float],
+    *,
+    lambda_: Lambda = 1.0,
+    beta: Annotated[
+        float, Parameter(help="fraction of the sum of singular values up to the k-th one", low=0, high=1)
+    ] = 0.01,
+) -> Formula:
+    """Return the formula of subspace boosting (algorithm 1); tensors other than matrices keep their difference.
+
+    Singular values that are rounding errors have no directions, and are not raised.
+    """
+    return on_matrices(stack, lambda differences: _boosted(differences[0], beta), lambda_)
+
+
+def _boosted(difference: Tensor, beta: float) -> Tensor:
+    left, values, right = singular_vectors(difference)
+    if not len(values):
+        return difference
+    sums = values.double().cumsum(dim=0)
+    cut = min(int((sums < beta * sums[-1]).sum()), len(values) - 1)
+    return left * values.clamp(min=float(values[cut])) @ right

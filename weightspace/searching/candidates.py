@@ -1,0 +1,125 @@
+"""Candidates of a search: merges by recipes, in memory or in a temporary folder."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from weightspace.checkpoints import StateDict, load_checkpoint
+from weightspace.checkpoints.yaml_file import parse_yaml
+from weightspace.merging import ExecutionOptions, OutputOptions, ReadingOptions, merge_files
+from weightspace.merging.out_of_core.merged_state import MergedTensors
+from weightspace.merging.out_of_core.planner import PlanOptions, make_plan
+from weightspace.merging.plan.plan import Plan
+from weightspace.merging.recipe.parse import recipe_in
+from weightspace.merging.recipe.types import Recipe
+from weightspace.soups.file_dependencies import digest_of
+from weightspace.soups.scoring import Statistics, settled
+from weightspace.tasks.protocol import Task
+from weightspace.user_code import is_user_code
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A merge that is scored.
+
+    Attributes:
+        text: the recipe as YAML.
+        where: the recipe's name in errors.
+        reading: options for reading the models.
+        mixed: whether it is a mixture, whose activations BatchNorm hasn't seen.
+    """
+
+    text: str
+    where: str
+    reading: ReadingOptions = field(default_factory=ReadingOptions)
+    mixed: bool = True
+
+    @property
+    def recipe(self) -> Recipe:
+        """The recipe; keys without effect are accepted, since a choice of methods makes some of them idle."""
+        return recipe_in(parse_yaml(self.text, self.where), self.where, _drop, _drop)
+
+    def plan(self) -> Plan:
+        """Return the plan of the merge, in the dtype of the models or of the recipe, not quantised.
+
+        Raises:
+            CheckpointError: as ``merge_files``.
+            WeightspaceError: as ``merge_files``.
+        """
+        options = PlanOptions(OutputOptions(hashes=False), self.reading, intermediate=True)
+        return make_plan(self.recipe, Path("merged"), options, warn=None, notice=_drop, ignored=_drop)
+
+    def files(self) -> Mapping[str, str]:
+        """Return path -> SHA-256 of all files that the merge reads, including the code of a user's method.
+
+        Raises:
+            CheckpointError: as ``merge_files``.
+            WeightspaceError: as ``merge_files``.
+        """
+        if self.recipe.documents:
+            paths = _files_of(self.recipe, self.reading)
+        else:
+            paths = list(self.plan().input_files)
+        methods = [document.method for document in (*self.recipe.documents, self.recipe)]
+        paths += [Path(method.rpartition(":")[0]) for method in methods if is_user_code(method)]
+        return {str(path): digest_of(path) for path in paths}
+
+    def state(self) -> StateDict:
+        """Return the merged network; its tensors must not be modified.
+
+        Raises:
+            CheckpointError: as ``merge_files``.
+            WeightspaceError: as ``merge_files``.
+        """
+        if not self.recipe.documents:
+            return _LATEST.state(self.plan())
+        with self.written(as_file=True) as path:
+            return {name: tensor.clone() for name, tensor in load_checkpoint(path).items()}
+
+    @contextmanager
+    def written(self, *, as_file: bool = False) -> Iterator[Path]:
+        """Write the merge to a temporary folder, and yield the path of the checkpoint.
+
+        Args:
+            as_file: write a single file; by default as the first model is stored.
+        """
+        recipe = self.recipe
+        first = (recipe.documents or (recipe,))[0].donor
+        with tempfile.TemporaryDirectory(prefix="weightspace-") as folder:
+            is_folder = not as_file and not Path(first).is_file()
+            path = Path(folder) / ("merged" if is_folder else "merged.safetensors")
+            output, execution = OutputOptions(hashes=False), ExecutionOptions(fsync=False)
+            merge_files(recipe, path, reading=self.reading, output=output, execution=execution, warn=_drop)
+            yield path
+
+
+#: The tensors of this process's latest candidate.
+_LATEST = MergedTensors()
+
+
+def _files_of(recipe: Recipe, reading: ReadingOptions) -> list[Path]:
+    """Return the files of the models of a recipe of several documents."""
+    names = {document.name for document in recipe.documents}
+    models = [model for document in (*recipe.documents, recipe) for model in document.models if model not in names]
+    plans = [Candidate(single_model(model), "a model", reading).plan() for model in dict.fromkeys(models)]
+    return [path for plan in plans for path in plan.input_files]
+
+
+def single_model(model: str) -> str:
+    """Return a recipe that is the model itself."""
+    import yaml
+
+    return yaml.safe_dump({"merge_method": "linear", "models": [{"model": model, "parameters": {"weight": 1.0}}]})
+
+
+def statistics_of(task: Task, statistics: Statistics) -> Callable[[StateDict], StateDict]:
+    """Return a function that recomputes the BatchNorm statistics of a merge as they are when it is scored."""
+    return lambda state: settled(task, state, statistics)
+
+
+def _drop(line: str) -> None:
+    """Take a line that the merge of the best candidate tells."""
