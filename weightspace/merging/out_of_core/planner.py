@@ -109,12 +109,10 @@ def make_plan(
     vocabulary = None if source is None else source.vocabulary
     members = members if vocabulary is None else with_moved_rows(members, vocabulary)
     named = _outputs(recipe, row, members, warn, partial=ignored is not None)
-    _note_slices(named, note)
     check_effects(recipe, named, options.reading, ignored)
-    report_unmerged_base(recipe, row, note)
+    _report_decisions(recipe, row, named, note)
     jobs = _jobs(recipe, row, members, named, vocabulary)
-    check_evidence(row, members, _models(recipe, members), jobs)
-    _check_tokens(source, members, jobs, donor, note)
+    _check_inputs(recipe, row, members, jobs, source, donor, note)
     components = _components(donor, members)
     is_plain = options.intermediate or in_folders(components)
     quantise = None if is_plain else output_quantisation(recipe, members, options.output, out)
@@ -124,12 +122,12 @@ def make_plan(
     else:
         jobs = packed_jobs(gguf, jobs, named.tied, quantise, options.output, note)
     tokenizer, file = None if source is None else source.folder, weights_file(out)
-    changes = {"sliced": bool(named.stackings), "moved": vocabulary is not None}
-    companions = compare_folders(members, donor, note, **changes, copied=file is None)
+    compared = {"sliced": bool(named.stackings), "moved": vocabulary is not None, "copied": file is None}
+    companions = compare_folders(members, donor, note, **compared)
     metadata = plan_metadata(recipe, members, options.output, options.reading, lenient=options.lenient)
     placed, shards = lay_out(jobs, named.tied, metadata, file, options.output.shard_size, gguf, components)
-    companion_files = [] if file or donor is None else companion_paths(donor, companions.copied, tokenizer)
-    stamps = stamps_of(members, [*companion_files, *(() if vocabulary is None else vocabulary.files)])
+    further = [] if file or donor is None else companion_paths(donor, companions.copied, tokenizer)
+    stamps = stamps_of(members, [*further, *(() if vocabulary is None else vocabulary.files)])
     identity = plan_identity(metadata, stamps, options.output, out)
     configurations = _configurations(named, members, placed, None if file else donor, vocabulary, quantise)
     template = chat_template(recipe, members, None if file else tokenizer or donor, ignored)
@@ -139,11 +137,26 @@ def make_plan(
     return Plan(row, members, *placement, *files, hashes=options.output.hashes, vocabulary=vocabulary)
 
 
-def _note_slices(named: Outputs, note: Warn) -> None:
-    """Report decisions on slices of layers."""
+def _check_inputs(
+    recipe: Recipe,
+    row: Method,
+    members: Sequence[Member],
+    jobs: Sequence[Job],
+    source: TokenizerSource | None,
+    donor: Path | None,
+    note: Warn,
+) -> None:
+    """Check the evidence and the tokens of the models."""
+    check_evidence(row, members, _models(recipe, members), jobs)
+    _check_tokens(source, members, jobs, donor, note)
+
+
+def _report_decisions(recipe: Recipe, row: Method, named: Outputs, note: Warn) -> None:
+    """Report decisions on slices of layers, and a base that is not merged."""
     for stacking in named.stackings:
         for line in slice_notices(stacking):
             note(line)
+    report_unmerged_base(recipe, row, note)
 
 
 def _outputs(recipe: Recipe, row: Method, members: Sequence[Member], warn: Warn | None, *, partial: bool) -> Outputs:
