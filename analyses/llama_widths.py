@@ -34,7 +34,7 @@ def draw_widths(found: Mapping[str, Table], path: Path) -> None:
 
 
 def _figure(found: Mapping[str, Table]) -> Figure:
-    figure = Figure(figsize=(4.6, 3.2), layout="constrained")
+    figure = Figure(figsize=(5.6, 3.2), layout="constrained")
     axes = figure.subplots()
     measured = {LLAMA_WIDTHS[task]: pairs for task, pairs in found.items()}
     widths = sorted(measured)
@@ -52,7 +52,7 @@ def _figure(found: Mapping[str, Table]) -> Figure:
     axes.set_ylim(bottom=0)
     axes.grid(axis="y")
     axes.set_axisbelow(True)
-    axes.legend(frameon=False)
+    axes.legend(frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5))
     return figure
 
 

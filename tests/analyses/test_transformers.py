@@ -146,7 +146,7 @@ def test_in_the_kept_results_a_norm_that_writes_into_the_stream_costs_the_closed
     assert free < 0.5 * held
 
 
-@pytest.mark.parametrize("name", ["symmetries", "learning_steps", "singular_vectors"])
+@pytest.mark.parametrize("name", ["symmetries", "learning_steps", "llama_widths", "singular_vectors"])
 def test_the_readme_gives_the_kept_medians(name: str) -> None:
     text = (ANALYSES / "README.md").read_text()
     section = next(part for part in text.split("\n### ") if f"analyses/{name}.py" in part)
