@@ -1,7 +1,7 @@
 r"""Subspace boosting: the small singular values of a merged difference raised to a larger one.
 
 .. math:: b + \lambda\, U \max(\Sigma, \sigma_k)\, V^\top, \qquad x - b = U \Sigma V^\top, \quad
-    k = \min \Bigl\{j : \sum_{i \le j} \sigma_i \ge \beta \sum_i \sigma_i\Bigr\}
+    k = \min \{j : \sum_{i \le j} \sigma_i \ge \beta \sum_i \sigma_i\}
 
 Merging many tasks leaves a difference with a few large singular values; raising the others strengthens what single
 tasks need. It is a step after a merge, whose result is the model ``x``.
