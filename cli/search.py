@@ -166,7 +166,7 @@ def _write(report: SearchReport, output: str, tasks: Sequence[Task], said: Mappi
     from weightspace.merging.recipe.parse import parse_recipe
     from weightspace.searching.candidates import statistics_of
 
-    recipe = parse_recipe(report.recipe, "the best recipe", warn=warn, ignored=lambda line: None)
+    recipe = parse_recipe(report.recipe, "the best recipe", ignored=lambda line: None)
     finish = statistics_of(tasks[0], said["statistics"]) if tasks else None
     with byte_progress(f"merging into {output}") as update:
         merge_files(

@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 
 from weightspace.errors import WeightspaceError
+from weightspace.searching.engines import make_engine
 from weightspace.searching.space import Dimension, read_space
 
 RECIPE: dict[str, Any] = {
@@ -72,6 +73,7 @@ def test_values_along_a_dimension() -> None:
         ({"search": [0, 0.5, 1]}, "A list of values is written {choices"),
         ({"search": 3}, "found|range 3"),
         ({"search": [0, float("inf")]}, "expected two finite numbers"),
+        ({"search": [0, 10**400]}, "expected two finite numbers"),
         ({"search": [False, True]}, "expected two finite numbers"),
         ({"search": [0, 1], "log": True}, "expected low > 0, found 0"),
         ({"search": [0.5, 3], "integer": True}, "expected integer bounds"),
@@ -108,3 +110,33 @@ def test_mistakes_of_places_are_one_line(further: Any, message: str) -> None:
     with pytest.raises(WeightspaceError, match=message) as caught:
         read_space([RECIPE], "r.yml", further, "space.yml")
     assert "space.yml" in str(caught.value)
+
+
+def test_aliases_are_places_of_their_own() -> None:
+    parameters = {"weight": {"search": [0, 1]}}
+    models = [{"model": model, "parameters": parameters} for model in "ab"]
+    space = read_space([{"merge_method": "linear", "models": models}], "r.yml")
+    values = {"models[0].parameters.weight": 0.1, "models[1].parameters.weight": 0.9}
+    assert [model["parameters"]["weight"] for model in space.chosen(values)[0]["models"]] == [0.1, 0.9]
+
+
+def test_parameters_of_other_choices_are_left_out() -> None:
+    step = {"merge_method": "ties", "parameters": {"density": 0.3}}
+    content = {
+        **RECIPE,
+        "merge_method": {"choices": ["ties", "wudi"]},
+        "models": [{"model": "a", "parameters": {"weight": 1.0, "density": 0.5}}],
+        "parameters": {"density": {"search": [0.1, 1]}, "lambda": 0.7},
+        "then": [step],
+    }
+    space = read_space([content], "r.yml")
+    chosen = space.chosen({"merge_method": "wudi", "parameters.density": 0.2})[0]
+    assert chosen["models"] == [{"model": "a", "parameters": {}}]
+    assert (chosen["parameters"], chosen["then"]) == ({"lambda": 0.7}, [step])
+    assert space.chosen({"merge_method": "ties", "parameters.density": 0.2})[0]["parameters"]["density"] == 0.2
+
+
+def test_a_grid_of_many_trials_is_made_at_once() -> None:
+    dimensions = [Dimension("a", 0, 3, integer=True), Dimension("b", choices=("x", "y"))]
+    engine = make_engine("grid", dimensions, trials=100_000, objectives=1, seed=0)
+    assert len(engine.ask(100_000)) == 8

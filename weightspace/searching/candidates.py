@@ -40,8 +40,8 @@ class Candidate:
 
     @property
     def recipe(self) -> Recipe:
-        """The recipe; keys without effect are accepted, since a choice of methods makes some of them idle."""
-        return recipe_in(parse_yaml(self.text, self.where), self.where, _drop, _drop)
+        """The recipe; keys that mergekit ignores are accepted, misspelled ones are not."""
+        return recipe_in(parse_yaml(self.text, self.where), self.where, None, _drop)
 
     def plan(self) -> Plan:
         """Return the plan of the merge, in the dtype of the models or of the recipe, not quantised.
@@ -76,7 +76,10 @@ class Candidate:
             WeightspaceError: as ``merge_files``.
         """
         if not self.recipe.documents:
-            return _LATEST.state(self.plan())
+            own = self.reading.key, self.reading.strip_prefix
+            if own not in _LATEST:
+                _LATEST.clear()
+            return _LATEST.setdefault(own, MergedTensors()).state(self.plan())
         with self.written(as_file=True) as path:
             return {name: tensor.clone() for name, tensor in load_checkpoint(path).items()}
 
@@ -97,8 +100,8 @@ class Candidate:
             yield path
 
 
-#: The tensors of this process's latest candidate.
-_LATEST = MergedTensors()
+#: How the models of this process's latest candidate were read -> its tensors.
+_LATEST: dict[tuple[str | None, str | None], MergedTensors] = {}
 
 
 def _files_of(recipe: Recipe, reading: ReadingOptions) -> list[Path]:

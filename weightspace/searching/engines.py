@@ -92,8 +92,13 @@ def _grid(dimensions: Sequence[Dimension], trials: int) -> Iterator[Values]:
             f"A grid over {len(dimensions)} dimensions has at least {_size(found)} points; the budget is {trials} "
             "trials. Raise --trials, or choose another engine."
         )
-    while points < trials and _size(finer := _product(dimensions, points + 1)) <= trials:
-        points, found = points + 1, finer
+    most = max(points, trials)
+    while points < most:
+        middle = (points + most + 1) // 2
+        if _size(finer := _product(dimensions, middle)) <= trials:
+            points, found = middle, finer
+        else:
+            most = middle - 1
     names = [dimension.name for dimension in dimensions]
     return (dict(zip(names, values, strict=True)) for values in itertools.product(*found))
 

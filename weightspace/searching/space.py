@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import math
 import re
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
@@ -16,6 +17,7 @@ from typing import Any, TypeAlias
 import yaml
 
 from weightspace.errors import WeightspaceError
+from weightspace.searching.idle import drop_idle
 
 #: Position of a value in parsed YAML: keys and indices from the top.
 Place: TypeAlias = tuple["str | int", ...]
@@ -86,10 +88,17 @@ class SearchSpace:
     places: Mapping[tuple[int, Place], str]
 
     def chosen(self, values: Values) -> list[Any]:
-        """Return the documents of the recipe with the given values, by name of the dimension, in their places."""
+        """Return the documents of the recipe with the given values, by name of the dimension, in their places.
+
+        Parameters that only methods have that were not chosen are left out.
+        """
         documents = copy.deepcopy(list(self.documents))
         for (index, place), name in self.places.items():
             _put(documents[index], place, values[name])
+        choices = {dimension.name: dimension.choices for dimension in self.dimensions}
+        for (index, place), name in self.places.items():
+            if place and place[-1] == "merge_method":
+                drop_idle(_at(documents[index], place[:-1]), choices[name])
         return documents
 
     def written(self, values: Values) -> str:
@@ -110,7 +119,7 @@ def read_space(documents: Sequence[Any], where: str, further: Any = None, furthe
     Raises:
         WeightspaceError: nothing is searched, a range or list is invalid, or a place is not in the recipe.
     """
-    documents = copy.deepcopy(list(documents))
+    documents = [_unshared(document) for document in documents]
     if further is not None:
         _check_mapping(further, further_where)
         for path, node in further.items():
@@ -138,6 +147,13 @@ def read_space(documents: Sequence[Any], where: str, further: Any = None, furthe
             "or give the places in a file with --space."
         )
     return SearchSpace(tuple(documents), where, tuple(dimensions.values()), places)
+
+
+def _unshared(content: Any) -> Any:
+    """Return a copy in which no two places are the same object, as YAML's aliases are."""
+    if isinstance(content, Mapping):
+        return {key: _unshared(value) for key, value in content.items()}
+    return [_unshared(value) for value in content] if isinstance(content, list) else copy.deepcopy(content)
 
 
 def _check_mapping(content: Any, where: str) -> None:
@@ -194,6 +210,12 @@ def _place_of(path: str, document: Any, where: str, further_where: str) -> Place
             raise WeightspaceError(f"{further_where}: {_title(tuple(steps[:depth]))} has no keys in {where}.")
         at = at[step] if isinstance(step, int) and isinstance(at, list) else dict(at or {}).get(str(step))
     return tuple(steps)
+
+
+def _at(document: Any, place: Place) -> Any:
+    for step in place:
+        document = document[step]
+    return document
 
 
 def _put(document: Any, place: Place, value: Any) -> None:
@@ -254,4 +276,5 @@ def _range(node: Mapping[str, Any], name: str, title: str, where: str) -> Dimens
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    """Return whether a value is a number that a float can hold."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
