@@ -1,6 +1,7 @@
 """``weightspace search``: the table, the files, mistakes, and kills that lose no score."""
 
 import json
+import math
 import os
 import signal
 import subprocess
@@ -13,6 +14,7 @@ from click.testing import CliRunner, Result
 
 import weightspace as ws
 from weightspace import cli
+from weightspace.searching import CommandScore
 
 RECIPE = """
 merge_method: task_arithmetic
@@ -125,3 +127,24 @@ def test_the_output_is_none_of_the_inputs(folder: Path) -> None:
         done = search("recipe.yml", "--task", "digits-mlp", "-o", path)
         assert done.exit_code != 0
         assert "would replace" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("printed", "score"),
+    [
+        ("epoch 3, loss 0.25", 0.25),
+        ("epoch 3, loss nan", math.nan),
+        ("step 7: -inf", -math.inf),
+        ("inf 2 finance", 2.0),
+    ],
+)
+def test_the_last_number_is_the_score(printed: str, score: float, tmp_path: Path) -> None:
+    found = CommandScore(f"{sys.executable} -c \"print('{printed}')\" {{model}}")(tmp_path)
+    assert found == pytest.approx(score, nan_ok=True)
+
+
+def test_files_in_options_of_the_command_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("score.py", "data.txt"):
+        Path(name).write_text(name)
+    assert CommandScore("python score.py {model} --data=data.txt").files().keys() == {"score.py", "data.txt"}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 import shlex
 import subprocess
@@ -16,7 +15,9 @@ from weightspace.soups.file_dependencies import digest_of
 #: Placeholder for the checkpoint in a command.
 MODEL = "{model}"
 
-_NUMBER = re.compile(r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?")
+_NUMBER = re.compile(
+    r"[-+]?(?:(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?|(?<![A-Za-z])(?:nan|inf(?:inity)?)(?![A-Za-z]))", re.IGNORECASE
+)
 
 
 @dataclass(frozen=True)
@@ -41,10 +42,10 @@ class CommandScore:
             raise WeightspaceError(f"--score: {self.command!r} cannot be split into words: {error}.") from None
 
     def __call__(self, path: Path) -> float:
-        """Return the score of a checkpoint.
+        """Return the score of a checkpoint; it may be NaN or infinite.
 
         Raises:
-            WeightspaceError: the command cannot be run, fails, or prints no finite number at the end.
+            WeightspaceError: the command cannot be run, fails, or prints no number.
         """
         words = [word.replace(MODEL, str(path)) for word in shlex.split(self.command)]
         try:
@@ -55,12 +56,12 @@ class CommandScore:
             last = next(reversed(done.stderr.strip().splitlines()), "nothing on stderr")
             raise WeightspaceError(f"--score: the command ended with status {done.returncode}: {last[:200]}")
         numbers = _NUMBER.findall(done.stdout)
-        value = float(numbers[-1]) if numbers else math.nan
-        if not math.isfinite(value):
+        if not numbers:
             raise WeightspaceError(f"--score: expected a number at the end of the output; found {done.stdout[-80:]!r}.")
-        return value
+        return float(numbers[-1])
 
     def files(self) -> Mapping[str, str]:
-        """Return path -> SHA-256 of the files that the command names, such as its script."""
-        words = [word for word in shlex.split(self.command) if MODEL not in word]
+        """Return path -> SHA-256 of the files that the command names: its script, and those in ``--data=FILE``."""
+        parts = [part for word in shlex.split(self.command) for part in (word, word.partition("=")[2])]
+        words = [part for part in parts if part and MODEL not in part]
         return {word: digest_of(Path(word)) for word in words if Path(word).is_file()}
