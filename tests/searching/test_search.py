@@ -10,11 +10,14 @@ import torch
 from torch import nn
 
 import weightspace as ws
-from weightspace.errors import WeightspaceError, WeightspaceWarning
+from weightspace.errors import CheckpointError, WeightspaceError, WeightspaceWarning
+from weightspace.merging import ReadingOptions
 from weightspace.plots import draw_search
 from weightspace.progress import Progress
 from weightspace.searching import SearchOptions, SearchReport
+from weightspace.searching.noise import gain_over
 from weightspace.soups.evaluation import Place
+from weightspace.soups.measures import TaskMeasure
 from weightspace.tasks import ClassificationTask
 
 from .conftest import PLANTED
@@ -129,7 +132,9 @@ def test_impossible_merges_are_passed_over(tiny: Path) -> None:
     found = without_noise(content, lambda state: 1.0, options=SearchOptions(engine="grid", trials=8))
     assert ["keep probabilities" in trial.error for trial in found.trials] == [False, True] * 4
     content["parameters"] = {"density": 0.5, "epsilon": {"choices": [0.7]}}
-    with pytest.raises(WeightspaceError, match=r"No candidate can be merged\. The first one: .*keep probabilities"):
+    with pytest.raises(
+        WeightspaceError, match=r"No candidate can be merged and scored\. The first one: .*keep probabilities"
+    ):
         without_noise(content, lambda state: 1.0, options=SearchOptions(engine="grid", trials=8))
 
 
@@ -229,3 +234,67 @@ def test_options_that_do_not_fit_are_one_line(options: SearchOptions, message: s
 def test_a_budget_in_seconds_ends_a_search(tiny: Path) -> None:
     found = without_noise(TINY, lambda state: 1.0, options=SearchOptions(trials=10**6, seconds=0.5, cache=False))
     assert 1 <= len(found.trials) < 10**6
+
+
+@pytest.mark.parametrize("halving", [True, False])
+def test_a_budget_that_is_over_at_once_gives_one_scored_candidate(
+    halving: bool, digits: ClassificationTask, trained: Path
+) -> None:
+    options = SearchOptions(engine="random", trials=4, seconds=1e-9, halving=halving)
+    found = without_noise(digits_recipe(trained), digits, options=options)
+    assert [trial.share for trial in found.trials].count(1) == 1
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_scores_that_are_not_finite_are_passed_over(value: float, tiny: Path) -> None:
+    def score(state: ws.StateDict) -> float:
+        total = float(state["w"].sum())
+        return total if total > 0 else value
+
+    found = without_noise(TINY, score, options=SearchOptions(engine="random", trials=8))
+    errors = {trial.error for trial in found.trials}
+    assert errors == {"", "The score on score is not finite."}
+    assert found.trials[found.best].scores["score"] > 0
+
+
+def test_misspelled_parameters_are_refused(tiny: Path) -> None:
+    content = {**TINY, "parameters": {"lamda": {"search": [0, 1]}}}
+    with pytest.raises(WeightspaceError, match=r"Unknown key in the recipe: 'parameters\.lamda'"):
+        without_noise(content, lambda state: 1.0)
+
+
+def test_scores_of_another_entry_are_not_those_of_this_one(tiny: Path) -> None:
+    torch.save({"x": {"v": torch.zeros(2)}, "y": {"v": torch.zeros(2)}}, "base.pt")
+    torch.save({"x": {"v": torch.zeros(2)}, "y": {"v": torch.ones(2)}}, "a.pt")
+    models = [{"model": "a.pt", "parameters": {"weight": {"choices": [0.5]}}}]
+    content = {**TINY, "base_model": "base.pt", "models": models}
+    options = SearchOptions(engine="grid", trials=1, cache_key="sum")
+    scores = [
+        without_noise(content, lambda state: float(state["v"].sum()), options=options, reading=ReadingOptions(key))
+        .trials[0]
+        .scores["score"]
+        for key in "xy"
+    ]
+    assert scores == [0, 1]
+
+
+def test_models_that_change_while_they_are_scored_are_refused(tiny: Path) -> None:
+    def score(state: ws.StateDict) -> float:
+        ws.save_checkpoint(ws.load_checkpoint("b.safetensors"), "a.safetensors")
+        return 1.0
+
+    with pytest.raises(CheckpointError, match=r"a\.safetensors has changed while it was scored"):
+        without_noise(TINY, score, options=SearchOptions(trials=2, cache_key="changing"))
+
+
+def test_the_gain_is_the_difference_of_the_scores_for_unequal_parts(digits: ClassificationTask) -> None:
+    inputs, labels = digits.examples["validation"]
+    few = replace(digits, load=lambda: {**digits.examples, "validation": (inputs[:50], labels[:50])})
+    measure = TaskMeasure(replace(few, objective="accuracy", mode="max"), "none", None, "gain", "max")
+    states = [ws.train(digits, seed=0, epochs=epochs) for epochs in (1, 2)]
+    scores = [measure.scores(state.items(), ("validation",), mixed=False)["validation"]["accuracy"] for state in states]
+    gain = gain_over(measure, (states[1], False), (states[0], False), seed=0)
+    measure.forget()
+    assert gain is not None
+    assert gain.value == pytest.approx(scores[1] - scores[0], abs=1e-6)
+    assert gain.low <= gain.value <= gain.high

@@ -81,7 +81,7 @@ class Evaluator:
             keys, found = self._keys_of(candidate, splits)
             known.append(found)
             if keys:
-                jobs.append((number, (self.measure, candidate, keys, self._kept)))
+                jobs.append((number, (self.measure, candidate, keys, self._kept, _stamps(keys))))
             else:
                 report(number, found)
         done = run_jobs(
@@ -108,16 +108,21 @@ class Evaluator:
         return ("validation", "test") if isinstance(self.measure, TaskMeasure) else ("validation",)
 
     def objective(self, outcome: Outcome, split: str = "validation") -> float | None:
-        """Return the score that decides; None if the merge is impossible or its score is NaN."""
+        """Return the score that decides; None if the merge is impossible or its score is not finite."""
         value = math.nan if isinstance(outcome, str) else outcome[split][self.name]
-        return None if math.isnan(value) else value
+        return value if math.isfinite(value) else None
 
     def _keys_of(self, candidate: Candidate, splits: Sequence[str]) -> tuple[dict[str, Mapping[str, Any]], Outcome]:
         """Return the cache keys of the evaluations that are missing, and the known part of the outcome."""
         if self._kept.folder is None:
             return {split: {} for split in splits}, {}
         try:
-            own = {"recipe": candidate.text, "files": dict(candidate.files()), "mixed": candidate.mixed}
+            own = {
+                "recipe": candidate.text,
+                "files": dict(candidate.files()),
+                "reading": [candidate.reading.key, candidate.reading.strip_prefix],
+                "mixed": candidate.mixed,
+            }
         except CheckpointError:
             raise
         except WeightspaceError as error:
@@ -133,10 +138,24 @@ class Evaluator:
         return self._keys[split, mixed]
 
 
+def _stamps(keys: Mapping[str, Mapping[str, Any]]) -> dict[str, tuple[int, int]]:
+    """Return path -> size and modification time of the files of the models that cache keys name."""
+    found = {path: Path(path).stat() for key in keys.values() for path in key.get("files", ())}
+    return {path: (status.st_size, status.st_mtime_ns) for path, status in found.items()}
+
+
 def _outcome(
-    measure: Measure, candidate: Candidate, keys: Mapping[str, Mapping[str, Any]], kept: Evaluations
+    measure: Measure,
+    candidate: Candidate,
+    keys: Mapping[str, Mapping[str, Any]],
+    kept: Evaluations,
+    stamps: Mapping[str, tuple[int, int]],
 ) -> Outcome:
-    """Score a candidate, as a job for workers, which cache the scores before they report them."""
+    """Score a candidate, as a job for workers, which cache the scores before they report them.
+
+    Raises:
+        CheckpointError: a file of the models has changed meanwhile.
+    """
     splits = tuple(keys)
     if isinstance(measure, CommandMeasure):
         found, reads = measure.score_of(candidate, splits), {}
@@ -153,6 +172,12 @@ def _outcome(
         if isinstance(measure, FunctionMeasure):  # which may modify the tensors
             state = {name: tensor.clone() for name, tensor in state.items()}
         found, reads = measure.scores(state.items(), splits, mixed=candidate.mixed), measure.reads()
+    now = _stamps(keys)
+    if changed := [path for path, stamp in stamps.items() if now[path] != stamp]:
+        raise CheckpointError(
+            f"{changed[0]} has changed while it was scored; expected an unchanged model. Repeat the search once the "
+            "model is complete."
+        )
     for split, key in keys.items():
         kept.keep(key, found[split], reads)
     return found

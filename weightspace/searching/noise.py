@@ -48,13 +48,16 @@ def gain_over(
         best, other: the networks, each with whether it is a mixture.
         seed: seed of the resamples.
     """
-    parts = min(_PARTS, count_validation(measure.task))
+    count = count_validation(measure.task)
+    parts = min(_PARTS, count)
     if parts < 2 or part_of(measure.task, 0, parts) is None:
         return None
     differences = np.subtract(_by_part(measure, *best, parts), _by_part(measure, *other, parts))
+    sizes = np.array([len(range(index, count, parts)) for index in range(parts)])
     drawn = np.random.default_rng(seed).integers(parts, size=(_RESAMPLES, parts))
-    low, high = np.percentile(differences[drawn].mean(axis=1), (_LOW, _HIGH))
-    return Gain(float(differences.mean()), float(low), float(high))
+    means = (differences * sizes)[drawn].sum(axis=1) / sizes[drawn].sum(axis=1)
+    low, high = np.percentile(means, (_LOW, _HIGH))
+    return Gain(float(np.average(differences, weights=sizes)), float(low), float(high))
 
 
 def _by_part(measure: TaskMeasure, state: StateDict, mixed: bool, parts: int) -> Sequence[float]:

@@ -210,9 +210,9 @@ class _Search:
             self.trials.halve(engine, self._on_part)
         else:
             self.trials.run(engine)
-        errors = [trial.error for trial in self.trials.done if trial.error]
-        if len(errors) == len(self.trials.done):
-            raise WeightspaceError(f"No candidate can be merged. The first one: {errors[0]}")
+        if not self._front():
+            error = next(trial.error for trial in self.trials.done if trial.error)
+            raise WeightspaceError(f"No candidate can be merged and scored. The first one: {error}")
 
     def _on_part(self, parts: int) -> Mapping[str, Evaluator]:
         """Return evaluators by one part of the validation data.

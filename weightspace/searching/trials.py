@@ -51,7 +51,7 @@ class Trials:
 
     def run(self, engine: Engine) -> None:
         """Make trials until the budget is used up or the engine has no more proposals."""
-        while len(self.done) < self.trials and self._in_time():
+        while len(self.done) < self.trials and (not self.done or self._in_time()):
             proposals = engine.ask(min(self.together, self.trials - len(self.done)))
             if not proposals:
                 return
@@ -77,8 +77,10 @@ class Trials:
             possible = [number for number in numbers if self.values_of(self.done[number]) is not None]
             ranked = sorted(possible, key=lambda number: -_mean(self.values_of(self.done[number])))
             numbers = sorted(ranked[: -(-len(numbers) // _KEPT)])
-            if not numbers or not self._in_time():
+            if not numbers:
                 return
+            if not self._in_time():  # the best candidate so far is still scored on all data
+                numbers = ranked[:1]
 
     def values_of(self, trial: SearchTrial) -> list[float] | None:
         """Return a trial's scores, higher is better; None for an impossible merge."""
@@ -140,7 +142,7 @@ def _scores(outcomes: Mapping[str, Outcome], evaluators: Mapping[str, Evaluator]
     for task, outcome in outcomes.items():
         value = evaluators[task].objective(outcome)
         if isinstance(outcome, str) or value is None:
-            return {}, outcome if isinstance(outcome, str) else f"The score on {task} is not a number."
+            return {}, outcome if isinstance(outcome, str) else f"The score on {task} is not finite."
         scores[task] = value
     return scores, ""
 
