@@ -58,6 +58,13 @@ def test_the_best_merge_is_written_with_its_recipe(folder: Path) -> None:
     assert len(scores) == 9
     assert told["best"] == scores.index(min(scores))
     assert told["files"] == ["best.safetensors", "best.yml", "trials.png"]
+    for _ in range(2):
+        repeated = search("recipe.yml", *BY_COMMAND, "--engine", "grid", "--trials", "9", "-o", "best.safetensors",
+                          "--report", "best.yml", "--report", "trials.json")  # fmt: skip
+        assert repeated.exit_code == 0, repeated.output
+    Path("mine.yml").write_text(RECIPE)
+    refused = search("recipe.yml", *BY_COMMAND, "-o", "best.safetensors", "--report", "mine.yml")
+    assert "already exists" in refused.stderr
     ws.merge_files("best.yml", "again.safetensors")
     found, again = ws.load_checkpoint("best.safetensors"), ws.load_checkpoint("again.safetensors")
     assert all(found[name].equal(again[name]) for name in again)

@@ -29,6 +29,10 @@ _FILES = (SAFETENSORS_SUFFIX, *TORCH_SUFFIXES)
 _READ_IN_FOLDERS = ("config.json", "adapter_config.json", "adapter_model.safetensors", "adapter_model.bin")
 
 
+#: The first line of a recipe that a search has found.
+BEST_RECIPE = "# The best recipe of a search.\n"
+
+
 def check_checkpoint_output(
     path: Path, *, again: Collection[str] = (), force: bool = False, gguf: bool = False
 ) -> None:
@@ -231,10 +235,19 @@ _OBJECTS = (
     {"models", "model_loss", "x", "y"},
     {"task", "objective", "names", "rows"},
     {"ids", "names", "expected_cost"},
+    {"first_steps", "last_step", "schedule"},
+    {"engine", "trials", "front"},
+    {"models", "reference", "threshold", "layers"},
 )
 
 #: First lines of our tables.
-_HEADS = (b"position,loss,accuracy,", b"a,b,barrier,", b"model,x,y,loss,", b"row,id,label,expected_cost")
+_HEADS = (
+    b"position,loss,accuracy,",
+    b"a,b,barrier,",
+    b"model,x,y,loss,",
+    b"row,id,label,expected_cost",
+    b"kind,name,elements,",
+)
 
 
 def is_earlier_result(path: Path, kind: str) -> bool:
@@ -300,4 +313,6 @@ KINDS: Mapping[str, Callable[[Path], bool]] = {
     ".svg": lambda path: b"<svg" in _beginning(path),
     ".pdf": _begins(b"%PDF-"),
     "spec": lambda path: b"weightspace_spec:" in _beginning(path),
+    ".yml": _begins(BEST_RECIPE.encode()),
+    ".yaml": _begins(BEST_RECIPE.encode()),
 }

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from weightspace.checkpoints.atomic_write import replacing_file
+from weightspace.checkpoints.output_paths import BEST_RECIPE
 from weightspace.errors import WeightspaceError
 from weightspace.reprs import brief
 from weightspace.searching.noise import Gain
@@ -99,6 +100,8 @@ class SearchReport:
             raise WeightspaceError(
                 f"A search is saved as .json, its best recipe as .yml or .yaml; found {Path(path).name!r}."
             )
-        text = json.dumps(asdict(self), indent=1, default=str) + "\n" if suffix == ".json" else self.recipe
+        text = (
+            json.dumps(asdict(self), indent=1, default=str) + "\n" if suffix == ".json" else BEST_RECIPE + self.recipe
+        )
         with replacing_file(Path(path)) as file:
             file.write(text.encode())
