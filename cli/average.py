@@ -18,7 +18,7 @@ from weightspace.cli.reports import echo_files, echo_report, files_of
 from weightspace.cli.soup_table import check_reports
 
 from weightspace import WeightspaceError
-from weightspace.searching.command_score import CommandScore
+from weightspace.searching.lm_eval import PREFIX, path_score
 
 if TYPE_CHECKING:
     from weightspace.merging import MergeReport
@@ -49,7 +49,8 @@ _MODEL = "{model}"
 @click.option(
     "--score",
     metavar="COMMAND",
-    help="Command that scores the checkpoint {model}; the last number that it prints is the score.",
+    help="Command that scores the checkpoint {model}; the last number that it prints is the score. Or lm-eval:TASKS, "
+    "tasks of lm-evaluation-harness.",
 )
 @options.mode
 @click.option("--best", is_flag=True, help="Write the average with the best score, not that of all.")
@@ -98,7 +99,7 @@ def command(run: str, task: str | None, data: Path | None, output: str, as_json:
       weightspace average run --score 'python score.py {model}' --mode min --best -o best.safetensors
     """
     scores = _check(task, said)
-    by_command = None if said["score"] is None else CommandScore(said["score"])
+    by_command = None if said["score"] is None else path_score(said["score"], said["device"])
     check_reports(said["reports"])
     window = _window(said["window"])
     options.check_inputs(run)
@@ -150,7 +151,8 @@ def _check(task: str | None, said: dict[str, Any]) -> bool:
     if said["score"] is not None:
         options.check_effect(["cache"], "with --score, whose scores are not cached")
     if task is None:
-        options.check_effect(["device", "data", "cache"], "without --task")
+        by_device = (said["score"] or "").startswith(PREFIX)
+        options.check_effect(["data", "cache", *([] if by_device else ["device"])], "without --task")
     if task is None and said["score"] is None:
         options.check_effect(["best", "reports", "mode"], "without --task or --score")
         return False

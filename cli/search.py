@@ -15,11 +15,11 @@ from weightspace.cli.reports import echo_files, echo_report, files_of
 from weightspace.cli.soup_table import PICTURES
 
 from weightspace import WeightspaceError
-from weightspace.searching.command_score import CommandScore
+from weightspace.searching.lm_eval import PREFIX, path_score
 
 if TYPE_CHECKING:
     from weightspace.progress import Progress
-    from weightspace.searching import SearchReport
+    from weightspace.searching import CommandScore, LmEvalScore, SearchReport
     from weightspace.tasks import Task
 
 #: Files of ``--report`` besides pictures: all trials, or the best recipe.
@@ -39,7 +39,8 @@ _ENGINES = ("grid", "random", "cma-es", "tpe", "nsga2")
 @click.option(
     "--score",
     metavar="COMMAND",
-    help="Command that scores the checkpoint {model}; the last number that it prints is the score.",
+    help="Command that scores the checkpoint {model}; the last number that it prints is the score. Or lm-eval:TASKS, "
+    "tasks of lm-evaluation-harness.",
 )
 @options.mode
 @click.option("--engine", type=Choice(list(_ENGINES)), help="Search engine. [cma-es; for several tasks nsga2]")
@@ -62,7 +63,7 @@ _ENGINES = ("grid", "random", "cma-es", "tpe", "nsga2")
     help="Also score the single models, their mean, task arithmetic with ten scaling factors, and TIES.",
 )
 @options.soup_statistics
-@options.device("Device that the networks of --task run on")
+@options.device("Device that the networks of --task and the models of lm-eval run on")
 @options.cache
 @options.execution("Candidates to score")
 @options.gpus
@@ -114,22 +115,24 @@ def command(
     _show(report, output, reports, as_json=as_json)
 
 
-def _check(tasks: Sequence[str], reports: Sequence[str], said: Mapping[str, Any]) -> CommandScore | None:
+def _check(tasks: Sequence[str], reports: Sequence[str], said: Mapping[str, Any]) -> CommandScore | LmEvalScore | None:
     """Check that the options are consistent; return the command that scores, if there is one."""
     if bool(tasks) == (said["score"] is not None):
         raise WeightspaceError("A search needs either --task or --score, to score the merges. Give one of the two.")
     if not tasks:
-        options.check_effect(["device", "data", "statistics", "halving", "gpus"], "without --task")
+        options.check_effect(["data", "statistics", "halving", "gpus"], "without --task")
+        if not said["score"].startswith(PREFIX):
+            options.check_effect(["device"], "with a command")
     for path in reports:
         if Path(path).suffix.lower() not in (*PICTURES, *_SAVED):
             raise WeightspaceError(
                 f"{path} is neither an image ({', '.join(PICTURES)}) nor a .json or .yml file. Give another suffix."
             )
         options.check_writable(path, "file")
-    return None if said["score"] is None else CommandScore(said["score"])
+    return None if said["score"] is None else path_score(said["score"], said["device"])
 
 
-def _searched(recipe: str, score: CommandScore | list[Task], said: Mapping[str, Any]) -> SearchReport:
+def _searched(recipe: str, score: CommandScore | LmEvalScore | list[Task], said: Mapping[str, Any]) -> SearchReport:
     """Run the search, showing every trial."""
     from weightspace import search
     from weightspace.merging import ReadingOptions

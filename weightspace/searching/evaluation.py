@@ -13,6 +13,7 @@ from weightspace.errors import CheckpointError, WeightspaceError
 from weightspace.parallel import here_or, run_jobs
 from weightspace.searching.candidates import Candidate
 from weightspace.searching.command_score import CommandScore
+from weightspace.searching.lm_eval import LmEvalScore
 from weightspace.soups.evaluation import Place
 from weightspace.soups.measures import FunctionMeasure, TaskMeasure
 from weightspace.soups.score_cache import Evaluations
@@ -28,7 +29,7 @@ OnOutcome = Callable[[int, Outcome], None]
 class CommandMeasure:
     """A command that scores a checkpoint, with the direction of its score."""
 
-    command: CommandScore
+    command: CommandScore | LmEvalScore
     mode: Mode
 
     def score_of(self, candidate: Candidate, splits: Sequence[str]) -> Outcome:

@@ -20,6 +20,7 @@ from weightspace.searching.candidates import Candidate
 from weightspace.searching.command_score import CommandScore
 from weightspace.searching.engines import make_engine
 from weightspace.searching.evaluation import CommandMeasure, Evaluator, Measure
+from weightspace.searching.lm_eval import LmEvalScore
 from weightspace.searching.noise import Gain, gain_over
 from weightspace.searching.references import Reference, references_of
 from weightspace.searching.report import SearchReport, SearchRow, SearchTrial
@@ -34,7 +35,7 @@ from weightspace.tasks.parts import part_of
 from weightspace.tasks.protocol import Task
 
 #: A task, several, a function of a state dict, or a command.
-Scores: TypeAlias = "Task | Sequence[Task] | Score | CommandScore"
+Scores: TypeAlias = "Task | Sequence[Task] | Score | CommandScore | LmEvalScore"
 
 #: Engines whose proposals don't depend on scores, so that candidates can be dropped early.
 _LISTED = ("grid", "random")
@@ -94,7 +95,7 @@ def search(
     Args:
         recipe: a recipe (``.yml``, or its content), in which ``{search: [low, high]}`` or ``{choices: [a, b]}`` stands
             in place of values.
-        score: a task, several tasks, a function of a state dict, or a ``CommandScore``.
+        score: a task, several tasks, a function of a state dict, a ``CommandScore``, or an ``LmEvalScore``.
         space: searched values by place, such as ``models[0].parameters.weight``, in a file or a mapping.
         mode: ``"min"`` or ``"max"``; by default that of the task, and ``"max"`` for a function or command.
         options: the engine, its budget, and how candidates are scored.
@@ -333,7 +334,7 @@ def _read(path: str | os.PathLike[str]) -> tuple[list[Any], str]:
 
 def _measures(score: Scores, mode: Mode | None, options: SearchOptions) -> dict[str, Measure]:
     """Return the measures by name."""
-    if isinstance(score, CommandScore):
+    if isinstance(score, CommandScore | LmEvalScore):
         return {"score": CommandMeasure(score, mode or "max")}
     tasks = [score] if isinstance(score, Task) else list(score) if isinstance(score, Sequence) else []
     if not tasks and callable(score):
