@@ -329,11 +329,16 @@ def log_softmax(array: Array) -> Array:
 
 
 def arcee_fusion(model: Array, base: Array) -> Array:
+    importance, bound = arcee_importance(model, base)
+    return np.where(importance >= bound, np.atleast_1d(model), np.atleast_1d(base)).reshape(base.shape)
+
+
+def arcee_importance(model: Array, base: Array) -> tuple[Array, float]:
     x, b = np.atleast_1d(model), np.atleast_1d(base)
     p, q = log_softmax(x), log_softmax(b)
     importance = np.abs(x - b) * np.maximum((np.exp(p) * (p - q)).sum(axis=-1, keepdims=True), 0)
     low, median, high = (lower_quantile(importance, share) for share in (0.25, 0.5, 0.75))
-    return np.where(importance >= median + 1.5 * (high - low), x, b).reshape(base.shape)
+    return importance, median + 1.5 * (high - low)
 
 
 def lower_quantile(array: Array, share: float) -> float:

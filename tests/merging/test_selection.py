@@ -62,7 +62,7 @@ def test_no_sample_and_no_shortage_of_memory_changes_what_is_kept(
     held: int, decimals: int, sampled: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Brackets that miss, that hold too much, or that hold thousands of equal numbers."""
-    monkeypatch.setattr(selection, "_HELD", held)
+    monkeypatch.setattr(selection, "GATHERED", held)
     generator = np.random.default_rng(0)
     array = np.abs(generator.normal(size=5000)).round(decimals)
     part = {"even": array[::20], "misleading": array[:200] * 0 + 5.0}.get(sampled)

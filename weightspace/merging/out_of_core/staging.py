@@ -76,9 +76,12 @@ class Staging:
     def keep_only(self, names: Collection[str]) -> None:
         """Remove what an interrupted run left among the parts, except for files with these relative paths."""
         kept = {self.parts / name for name in names}
-        for path in self.parts.rglob("*"):
-            if not path.is_dir() and path not in kept:
-                path.unlink()
+        for path in sorted(self.parts.rglob("*"), reverse=True):  # what is in a folder before the folder
+            if path.is_symlink() or not path.is_dir():
+                if path not in kept:
+                    path.unlink()
+            elif not any(path.iterdir()):
+                path.rmdir()
 
     def promote(self, made: str | None) -> None:
         """Move the output to its final path.
