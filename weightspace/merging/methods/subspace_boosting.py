@@ -24,7 +24,7 @@ from weightspace.merging.methods._tensor_stack import Formula, TensorStack
 @merge_method(
     formula="b + λ × the difference with its small singular values raised to the k-th one",
     source="Skorobogat et al. 2025, https://arxiv.org/abs/2506.16506",
-    base="required",
+    base="end",
     models=(1, 1),
     granularity="whole",
     weighted=False,
