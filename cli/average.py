@@ -46,12 +46,7 @@ _MODEL = "{model}"
 )
 @click.option("--pattern", metavar="NAME", help="Names to take, such as 'epoch=*-step={step}.ckpt'. [any with a step]")
 @options.task(required=False)
-@click.option(
-    "--score",
-    metavar="COMMAND",
-    help="Command that scores the checkpoint {model}; the last number that it prints is the score. Or lm-eval:TASKS, "
-    "tasks of lm-evaluation-harness.",
-)
+@options.score
 @options.mode
 @click.option("--best", is_flag=True, help="Write the average with the best score, not that of all.")
 @options.device("Device that the networks of --task run on")

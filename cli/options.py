@@ -298,6 +298,16 @@ def cache(command: Command) -> Command:
     )(command)
 
 
+def score(command: Command) -> Command:
+    """Add ``--score``, a command or the tasks of lm-evaluation-harness."""
+    return click.option(
+        "--score",
+        metavar="COMMAND",
+        help="Command that scores the checkpoint {model}; the last number that it prints is the score. Or "
+        "lm-eval:TASKS, tasks of lm-evaluation-harness.",
+    )(command)
+
+
 def mode(command: Command) -> Command:
     """Add ``--mode``, the direction of a task's objective."""
     return click.option(

@@ -36,12 +36,7 @@ _ENGINES = ("grid", "random", "cma-es", "tpe", "nsga2")
     help="YAML file of searched values by place in the recipe, such as 'parameters.t: {search: [0, 1]}'.",
 )
 @options.task(required=False, several="several give a Pareto front")
-@click.option(
-    "--score",
-    metavar="COMMAND",
-    help="Command that scores the checkpoint {model}; the last number that it prints is the score. Or lm-eval:TASKS, "
-    "tasks of lm-evaluation-harness.",
-)
+@options.score
 @options.mode
 @click.option("--engine", type=Choice(list(_ENGINES)), help="Search engine. [cma-es; for several tasks nsga2]")
 @click.option(
