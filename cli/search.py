@@ -15,6 +15,7 @@ from weightspace.cli.reports import echo_files, echo_report, files_of
 from weightspace.cli.soup_table import PICTURES
 
 from weightspace import WeightspaceError
+from weightspace.searching.engines import ENGINES
 from weightspace.searching.lm_eval import PREFIX, path_score
 
 if TYPE_CHECKING:
@@ -24,8 +25,6 @@ if TYPE_CHECKING:
 
 #: Files of ``--report`` besides pictures: all trials, or the best recipe.
 _SAVED = (".json", ".yml", ".yaml")
-
-_ENGINES = ("grid", "random", "cma-es", "tpe", "nsga2")
 
 
 @commands.command("search")
@@ -38,7 +37,7 @@ _ENGINES = ("grid", "random", "cma-es", "tpe", "nsga2")
 @options.task(required=False, several="several give a Pareto front")
 @options.score
 @options.mode
-@click.option("--engine", type=Choice(list(_ENGINES)), help="Search engine. [cma-es; for several tasks nsga2]")
+@click.option("--engine", type=Choice(list(ENGINES)), help="Search engine. [cma-es; for several tasks nsga2]")
 @click.option(
     "--trials", type=Whole(1, 10**6), default=50, show_default=True, metavar="N", help="Maximum number of candidates."
 )

@@ -10,8 +10,6 @@ import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
-import numpy as np
-
 from weightspace.errors import WeightspaceError
 from weightspace.searching.space import Dimension, Values
 from weightspace.suggestions import unknown
@@ -115,6 +113,8 @@ def _size(values: Sequence[Sequence[Any]]) -> int:
 
 
 def _random(dimensions: Sequence[Dimension], seed: int) -> Iterator[Values]:
+    import numpy as np  # only here, since the command line lists the engines
+
     generator = np.random.default_rng(seed)
     while True:
         shares = generator.random(len(dimensions)).tolist()
