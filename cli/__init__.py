@@ -29,6 +29,7 @@ COMMANDS: Mapping[str, str] = {
     "permute": "Permute the hidden units of a checkpoint.",
     "evidence": "Collect the data statistics for Fisher or RegMean merging.",
     "merge": "Merge checkpoints, optionally aligning them first.",
+    "regmean-plusplus": "Merge checkpoints layer by layer on the data of their tasks.",
     "transplant": "Give a model another model's vocabulary.",
     "moe": "Build a mixture of experts from dense models.",
     "calibrate-routers": "Fit the routers of a merged mixture of experts to those of its parents.",

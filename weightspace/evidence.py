@@ -9,12 +9,12 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from weightspace.arguments import checked
 from weightspace.checkpoints import StateDict
 from weightspace.errors import WeightspaceError
-from weightspace.merging.layer_inputs import groups_of, input_rows, on_inputs
+from weightspace.merging.layer_inputs import InputProducts, on_inputs
 from weightspace.progress import Progress
 from weightspace.suggestions import unknown
 from weightspace.tasks.batches import batch_length, first_examples, part_of_batch
@@ -84,24 +84,15 @@ def _grams(
     task: Task, module: nn.Module, batches: Iterator[Any], examples: int, on_progress: Callable[[Progress], None] | None
 ) -> StateDict:
     """Return the mean of ``xᵀx``, by name of the weight."""
-    totals: dict[str, Tensor] = {}
-    counts: dict[str, int] = {}
-
-    def record(name: str, layer: Any, inputs: Tensor) -> None:
-        if groups_of(layer) == 1:
-            (rows,) = input_rows(layer, inputs).double()
-            weight = f"{name}.weight" if name else "weight"
-            totals[weight] = totals.get(weight, 0) + rows.T @ rows
-            counts[weight] = counts.get(weight, 0) + len(rows)
-
-    with on_inputs(module, record), task_errors(task, "on its batches"):
+    products = InputProducts()
+    with on_inputs(module, products.record), task_errors(task, "on its batches"):
         used = 0
         for batch in batches:
             task.loss(module, batch)
             used += batch_length(batch)
             if on_progress is not None:
                 on_progress(Progress("example", used, examples))
-    return {name: total / counts[name] for name, total in totals.items()}
+    return products.means()
 
 
 def _squared_gradients(

@@ -23,6 +23,7 @@ MISTAKES = {
     "spec --network torchvison:resnet18": "Did you mean 'torchvision:NAME'?",
     "spec --network own.py:build,width=3": "There is no file own.py",
     "evidence nowhere.pt --kind gram --task digits-mlp -o out.safetensors": "nowhere.pt does not exist",
+    "regmean-plusplus a.pt nowhere.pt --task digits-mlp -o out.pt": "nowhere.pt does not exist",
     "calibrate-routers a.pt nowhere.pt --task digits-mlp -o out.pt": "nowhere.pt does not exist",
     "merge a.pt nowhere.pt -o out.pt": "nowhere.pt does not exist",
     "merge a.pt org/model -o out.pt": "`hf download org/model` downloads it",

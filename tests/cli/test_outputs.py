@@ -77,6 +77,7 @@ STRANGERS = (
     f"match a b {NETWORK} --method merge-many -o out --merged notes.pt",
     f"permute a p.safetensors {NETWORK} -o notes.bin",
     "evidence a --kind fisher --task digits-mlp -o notes.safetensors",
+    "regmean-plusplus a b --task digits-mlp -o notes.pt",
     "calibrate-routers a b --task digits-mlp -o notes.pt",
     "barrier a b --task digits-mlp -o notes.json",
     "barrier a b --task digits-mlp -o notes.csv",
@@ -151,6 +152,7 @@ OVER_INPUTS = (
     f"match a b {NETWORK} -o a/model.safetensors",
     f"match a b {NETWORK} --method merge-many -o out --merged link.safetensors",
     "evidence a --kind fisher --task digits-mlp -o hard.safetensors",
+    "regmean-plusplus a b --task digits-mlp -o hard.safetensors",
     "calibrate-routers a b --task digits-mlp -o hard.safetensors",
     "extract-lora a b -o a",
 )

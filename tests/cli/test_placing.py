@@ -50,6 +50,7 @@ ON_DEVICES = (
     f"match a.pt b.pt {ON} --method activation-matching -o out.safetensors",
     f"merge a.pt b.pt {ON} --align weight-matching -o out.pt",
     f"barrier a.pt b.pt {ON} --points 3 -o out.png",
+    f"regmean-plusplus a.pt b.pt {ON} -o out.pt",
     f"calibrate-routers a.pt b.pt {ON} --routers 2 -o out.pt",
     "spectrum a.pt -o out.png",
     f"soup a.pt b.pt {ON} -o out.pt",

@@ -111,6 +111,83 @@ def wudi(models: Arrays, base: Array, factor: float = 1.0, steps: int = 0) -> Ar
     return base + factor * merged
 
 
+def dc_merge(
+    models: Arrays,
+    base: Array,
+    factor: float = 1.0,
+    rank: int = 0,
+    smoothing: str = "none",
+    rho: float = 5.0,
+    density: float = 0.001,
+) -> Array:
+    """Element by element in the shared basis, and only in the block of each task."""
+    ds = deltas(models, base)
+    if base.ndim != 2:
+        return base + factor * sum(ds) / len(ds)
+    share = max(1, min(base.shape) // len(ds))
+    parts = [svd(d, min(rank, share) if rank else share) for d in ds]
+    left, right = polar(np.hstack([u for u, _, _ in parts])), polar(np.vstack([v for _, _, v in parts]))
+    kept = []
+    for u, sigma, v in parts:
+        line = {"none": sigma, "mean": np.ones_like(sigma)}.get(smoothing)
+        if line is None:
+            line = np.linspace(min(rho, sigma[0] / sigma[-1]), 1, len(sigma))
+        inner = left.T @ u @ np.diag(line * sigma.sum() / line.sum()) @ v @ right.T
+        threshold = np.sort(np.abs(inner).ravel())[-max(1, int(density * inner.size))]
+        kept.append(np.where(np.abs(inner) >= threshold, inner, 0))
+    merged, start = np.zeros_like(kept[0]), 0
+    for _, sigma, _ in parts:
+        for row in range(start, start + len(sigma)):
+            for column in range(start, start + len(sigma)):
+                values = [matrix[row, column] for matrix in kept]
+                agreeing = [value for value in values if value * sum(values) > 0]
+                merged[row, column] = sum(agreeing) / max(1, len(agreeing))
+        start += len(sigma)
+    return base + factor * left @ merged @ right
+
+
+def svc(models: Arrays, base: Array, alpha: float | None = None) -> Array:
+    """Direction by direction."""
+    if base.ndim != 2:
+        return models[0]
+    merged, *tasks = deltas(models, base)
+    found, (left, sigma, right) = base, svd(merged)
+    for u, value, v in zip(left.T, sigma, right, strict=True):
+        scales = [(u @ merged) @ (u @ d) / ((u @ d) @ (u @ d)) for d in tasks]
+        found = found + value / np.mean(
+            [max(1 / len(tasks) if alpha is None else alpha, s) for s in scales]
+        ) * np.outer(u, v)
+    return found
+
+
+def optmerge(models: Arrays, base: Array, factor: float = 1.0, tuning: str = "full", steps: int = 300) -> Array:
+    """By the descent itself, step by step; without steps by least squares around its start."""
+    ds = deltas(models, base)
+    if base.ndim != 2:
+        return base + factor * sum(ds) / len(ds)
+    kept, mean = max(1, min(base.shape) // len(ds)), sum(ds) / len(ds)
+    pairs = []
+    for d in ds:
+        left, sigma, right = svd(d, kept)
+        around = svd(d - mean, kept)
+        target = mean + around[0] @ np.diag(around[1]) @ around[2] if tuning == "full" else left * sigma @ right
+        pairs.append((target, np.diag(sigma) @ right / norm(d)))
+    start = sum(ds) if tuning == "full" else mean
+    if not steps:
+        inputs, outputs = (np.vstack(parts) for parts in zip(*((r, r @ (p - start).T) for p, r in pairs), strict=True))
+        return base + factor * (start + np.linalg.lstsq(inputs, outputs, rcond=1e-8)[0].T)
+    first, second, merged = np.zeros_like(start), np.zeros_like(start), start
+    for step in range(1, steps + 1):
+        slope = sum(2 * (merged - p) @ r.T @ r for p, r in pairs)
+        if tuning == "lora":
+            first = 0.9 * first + slope
+            merged = merged - 1e-4 * first
+            continue
+        first, second = 0.9 * first + 0.1 * slope, 0.999 * second + 0.001 * slope**2
+        merged = merged - 1e-5 * first / (1 - 0.9**step) / (np.sqrt(second / (1 - 0.999**step)) + 1e-8)
+    return base + factor * merged
+
+
 def subspace_boosting(models: Arrays, base: Array, factor: float = 1.0, beta: float = 0.01) -> Array:
     (d,) = deltas(models, base)
     if base.ndim != 2:

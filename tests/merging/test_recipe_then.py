@@ -18,6 +18,7 @@ MERGE: dict[str, Any] = {
     "parameters": {"density": 0.4},
 }
 BOOST: dict[str, Any] = {"merge_method": "subspace_boosting", "parameters": {"beta": 0.3}}
+SVC: dict[str, Any] = {"merge_method": "svc", "parameters": {"alpha": 0.5}}
 LINES: dict[str, Any] = {"merge_method": "lines", "parameters": {"alpha": 0.25, "beta": 0.5}}
 
 
@@ -58,6 +59,20 @@ def test_a_merge_with_steps_is_a_model_of_other_documents() -> None:
     assert all(torch.allclose(found[name], tensor) for name, tensor in expected.items())
 
 
+@pytest.mark.usefixtures("models")
+def test_a_step_that_compares_the_merge_with_its_models_gets_them() -> None:
+    recipe = {**MERGE, "models": [*MERGE["models"], {"model": "base.safetensors"}], "then": [BOOST, SVC]}
+    Path("recipe.yml").write_text(yaml.safe_dump(recipe))
+    ws.merge_files("recipe.yml", "found.safetensors")
+    base, a, b = (ws.load_checkpoint(f"{name}.safetensors") for name in ("base", "a", "b"))
+    merged = ws.merge([a, b], "ties", base=base, weights=[1.0, 1.0], parameters={"density": 0.4})
+    boosted = ws.merge([merged], "subspace_boosting", base=base, parameters={"beta": 0.3})
+    expected = ws.merge([boosted, a, b], "svc", base=base, parameters={"alpha": 0.5})
+    found = ws.load_checkpoint("found.safetensors")
+    assert all(torch.allclose(found[name], tensor, atol=1e-5) for name, tensor in expected.items())
+    assert not torch.allclose(found["layers.0.weight"], boosted["layers.0.weight"], atol=1e-2)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -69,6 +84,7 @@ def test_a_merge_with_steps_is_a_model_of_other_documents() -> None:
         ({"then": [BOOST], "tokenizer_source": "union"}, "cannot be combined with tokenizer_source"),
         ({"then": [{"merge_method": "boost"}]}, "'boost'"),
         ({"then": [{"parameters": {}}]}, "merge_method is missing"),
+        ({"then": [SVC], "models": None, "slices": []}, "the step svc of then compares the merge with its models"),
     ],
 )
 def test_mistakes_are_one_line(change: dict[str, Any], message: str) -> None:

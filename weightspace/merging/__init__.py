@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from weightspace.merging.out_of_core.aligning import Alignment
     from weightspace.merging.out_of_core.run import Finish, MergeReport
     from weightspace.merging.plan.options import ExecutionOptions, OutputOptions, ReadingOptions
+    from weightspace.merging.regmean_plusplus import regmean_plusplus
     from weightspace.merging.reproduce import Reproduction, reproduce
     from weightspace.merging.source_differences import Differences, SourceDifferences, source_differences
     from weightspace.merging.verification import LoadVerification, verify_loading
@@ -49,6 +50,7 @@ _HOMES = {
     "merge": "in_memory",
     "merge_adapters": "merge_adapters",
     "merge_files": "merge_files",
+    "regmean_plusplus": "regmean_plusplus",
     "reproduce": "reproduce",
     "source_differences": "source_differences",
     "verify_loading": "verification",
@@ -76,6 +78,7 @@ __all__ = [
     "merge",
     "merge_adapters",
     "merge_files",
+    "regmean_plusplus",
     "reproduce",
     "source_differences",
     "verify_loading",

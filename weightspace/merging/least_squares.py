@@ -11,19 +11,25 @@ Source:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.conv import _ConvNd
 
 from weightspace.arguments import checked
 from weightspace.arithmetic.coefficients import shares
 from weightspace.checkpoints import StateDict
 from weightspace.errors import WeightspaceError, warn_caller
 from weightspace.merging.in_memory import merge
-from weightspace.merging.layer_inputs import MatrixLayer, groups_of, input_rows, is_matrix_layer, on_inputs
+from weightspace.merging.layer_inputs import (
+    MatrixLayer,
+    groups_of,
+    has_own_parameters,
+    input_rows,
+    on_inputs,
+    other_layers,
+)
 from weightspace.progress import Progress
 from weightspace.tasks.batches import first_examples
 from weightspace.tasks.building import network_with
@@ -122,7 +128,7 @@ def fit_layers(
             fitting.fit(names, batches)
             if on_progress is not None:
                 on_progress(Progress("layer", index, len(steps), name=names[0]))
-    if left := _left_as_means(networks[0], {name for names in steps for name in names}):
+    if left := other_layers(networks[0], {name for names in steps for name in names}):
         warn_caller(
             f"Least squares left {len(left)} layers as means, since their inputs cannot be seen or their weights are "
             f"shared: {', '.join(left[:3])}{', …' if len(left) > 3 else ''}."
@@ -148,7 +154,7 @@ class _Fitting:
         self.ridge = max(ridge, _SMALLEST_RIDGE)
         self.merged = dict(merged)
         self.layers = {
-            name: layer for name, layer in networks[0].named_modules() if _can_be_fitted(name, layer, networks[0])
+            name: layer for name, layer in networks[0].named_modules() if has_own_parameters(name, layer, networks[0])
         }
 
     def steps(self, batch: Any) -> list[list[str]]:
@@ -240,23 +246,3 @@ def _matrix(layer: Any) -> Tensor:
     """Return weight and bias of a layer as one float64 matrix per group, ``(groups, units, n)``."""
     weight = layer.weight.detach().double().flatten(1).unflatten(0, (groups_of(layer), -1))
     return weight if layer.bias is None else torch.cat([weight, layer.bias.double().view(len(weight), -1, 1)], dim=-1)
-
-
-def _can_be_fitted(name: str, layer: nn.Module, network: nn.Module) -> bool:
-    """Return whether a layer has rows of inputs, and its parameters are its own."""
-    if not is_matrix_layer(layer):
-        return False
-    own = {f"{name}.{part}" if name else part for part, _ in layer.named_parameters(recurse=False)}
-    users: dict[int, set[str]] = {}
-    for other, parameter in network.named_parameters(remove_duplicate=False):
-        users.setdefault(id(parameter), set()).add(other)
-    expected = {"weight"} if layer.bias is None else {"weight", "bias"}
-    return own == {f"{name}.{part}" if name else part for part in expected} and all(
-        users[id(parameter)] <= own for parameter in layer.parameters(recurse=False)
-    )
-
-
-def _left_as_means(network: nn.Module, fitted: Collection[str]) -> list[str]:
-    """Return the names of the layers with matrices that were not fitted."""
-    kinds = (nn.Linear, _ConvNd, nn.MultiheadAttention)
-    return [name for name, layer in network.named_modules() if isinstance(layer, kinds) and name not in fitted]

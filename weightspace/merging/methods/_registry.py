@@ -125,6 +125,7 @@ class Method:
         global_pass: ``file:function`` of a pass over the whole model before the first tensor, or "".
         global_pass_if: a parameter and the value for which that pass is made; None means always.
         evidence: the data statistics required of every model (``gram``, ``fisher``), or "".
+        after_merge: the first model is the result of a merge, and the others are the models that were merged.
         cost: nanoseconds of one core per element and source, including reading, for estimates.
         copies: float32 copies of a slice held at a time, in addition to two per model, for estimates.
         whole_copies: float32 copies of a whole tensor held per model, base included, for estimates.
@@ -150,6 +151,7 @@ class Method:
     global_pass: str = ""
     global_pass_if: tuple[str, str] | None = None
     evidence: str = ""
+    after_merge: bool = False
     cost: float = 0.7
     copies: int = 6
     whole_copies: int = 5

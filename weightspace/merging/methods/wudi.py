@@ -19,13 +19,11 @@ import torch
 from torch import Tensor
 
 from weightspace.merging.methods._declaration import merge_method
+from weightspace.merging.methods._descent import adam, changed
 from weightspace.merging.methods._parameters import Lambda
 from weightspace.merging.methods._registry import Parameter
 from weightspace.merging.methods._svd import on_matrices
 from weightspace.merging.methods._tensor_stack import Formula, TensorStack
-
-#: Adam's parameters: the paper's learning rate, and torch's defaults.
-_RATE, _BETAS, _EPSILON = 1e-5, (0.9, 0.999), 1e-8
 
 
 @merge_method(
@@ -56,13 +54,13 @@ def wudi(
 
 def _least(differences: list[Tensor]) -> Tensor:
     """Return the minimum of the least norm."""
-    changed, sizes = _changed(differences)
-    if not changed:
+    moved, sizes = changed(differences)
+    if not moved:
         return differences[0]
-    if _is_wide(changed):  # (Σ τ_i G_i)(SᵀS)⁺ = C (SSᵀ)⁺S
-        stacked, factors = _stacked(changed, sizes)
+    if _is_wide(moved):  # (Σ τ_i G_i)(SᵀS)⁺ = C (SSᵀ)⁺S
+        stacked, factors = _stacked(moved, sizes)
         return factors @ _inverse(stacked @ stacked.T) @ stacked
-    total, whole = _sums(changed, sizes)
+    total, whole = _sums(moved, sizes)
     return total @ _inverse(whole)
 
 
@@ -77,13 +75,6 @@ def _stacked(differences: list[Tensor], sizes: list[float]) -> tuple[Tensor, Ten
     stacked = torch.cat([difference.double() / size for difference, size in zip(differences, sizes, strict=True)])
     units = stacked.split(len(differences[0]))
     return stacked, torch.cat([size * unit @ unit.T for unit, size in zip(units, sizes, strict=True)], dim=1)
-
-
-def _changed(differences: list[Tensor]) -> tuple[list[Tensor], list[float]]:
-    """Return the differences that aren't zero, and their norms."""
-    sizes = [float(torch.linalg.matrix_norm(difference.double())) for difference in differences]
-    kept = [(difference, size) for difference, size in zip(differences, sizes, strict=True) if size > 0]
-    return [difference for difference, _ in kept], [size for _, size in kept]
 
 
 def _sums(differences: list[Tensor], sizes: list[float]) -> tuple[Tensor, Tensor]:
@@ -106,21 +97,11 @@ def _inverse(product: Tensor) -> Tensor:
 
 def _descended(differences: list[Tensor], steps: int) -> Tensor:
     """Return the result of Adam from the sum of the differences."""
-    changed, sizes = _changed(differences)
+    moved, sizes = changed(differences)
     merged = torch.zeros(differences[0].shape, dtype=torch.float64)
-    for difference in changed:
+    for difference in moved:
         merged += difference
-    if not changed:
-        return merged
-    slope_at = _slope(changed, sizes)
-    mean, square = torch.zeros_like(merged), torch.zeros_like(merged)
-    for step in range(1, steps + 1):
-        slope = slope_at(merged)
-        mean.lerp_(slope, 1 - _BETAS[0])
-        square.lerp_(slope.square(), 1 - _BETAS[1])
-        spread = (square / (1 - _BETAS[1] ** step)).sqrt_().add_(_EPSILON)
-        merged -= _RATE * mean / (1 - _BETAS[0] ** step) / spread
-    return merged
+    return adam(merged, _slope(moved, sizes), steps) if moved else merged
 
 
 def _slope(differences: list[Tensor], sizes: list[float]) -> Callable[[Tensor], Tensor]:

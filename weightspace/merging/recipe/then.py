@@ -1,10 +1,14 @@
-"""Steps after a merge, under the key ``then``: each is a document whose only model is the result of the one before."""
+"""Steps after a merge, under the key ``then``: each is a document whose model is the result of the one before.
+
+Methods that compare a merge with its models (``Method.after_merge``) get these after it.
+"""
 
 from __future__ import annotations
 
 from typing import Any
 
 from weightspace.errors import WeightspaceError
+from weightspace.merging.methods import METHODS
 
 #: Keys of a step, and keys of the document that describe the output and so belong to its last step.
 _STEP, _OUTPUT = ("merge_method", "parameters"), ("name", "dtype", "out_dtype", "quantise", "chat_template")
@@ -18,8 +22,8 @@ def with_steps(content: Any, where: str) -> list[Any]:
         where: its name in errors.
 
     Raises:
-        WeightspaceError: the steps are not a list of methods with parameters, the document has no base, or it moves
-            rows of tokens, which the base of later steps would lack.
+        WeightspaceError: the steps are not a list of methods with parameters, the document has no base, it moves
+            rows of tokens, which the base of later steps would lack, or a step needs its models and it has slices.
     """
     if not isinstance(content, dict) or "then" not in content:
         return [content]
@@ -29,11 +33,29 @@ def with_steps(content: Any, where: str) -> list[Any]:
     first = {key: value for key, value in content.items() if key not in (*_OUTPUT, "then")}
     documents: list[dict[str, Any]] = [{"name": names[0], **first}]
     for number, step in enumerate(steps, start=1):
-        model = {"model": names[number - 1]}
+        models = [{"model": names[number - 1]}, *(_merged_models(content, where) if _compares(step) else ())]
         named = {"name": names[number]} if number < len(steps) else {}
-        documents.append({**named, **step, "base_model": base, "models": [model]})
+        documents.append({**named, **step, "base_model": base, "models": models})
     documents[-1] |= {key: content[key] for key in _OUTPUT if key in content}
     return documents
+
+
+def _compares(step: dict[Any, Any]) -> bool:
+    """Return whether the method of a step compares the result of a merge with the models that were merged."""
+    method = step.get("merge_method")
+    return isinstance(method, str) and method in METHODS and METHODS[method].after_merge
+
+
+def _merged_models(content: dict[Any, Any], where: str) -> list[dict[str, Any]]:
+    """Return the models of a merge, without their parameters."""
+    models = content.get("models")
+    if not isinstance(models, list):
+        names = ", ".join(name for name, row in METHODS.items() if row.after_merge)
+        raise WeightspaceError(
+            f"{where}: the step {names} of then compares the merge with its models. List them under models, each with "
+            "all its layers."
+        )
+    return [{"model": model["model"]} for model in models if isinstance(model, dict) and "model" in model]
 
 
 def _check(content: dict[Any, Any], where: str) -> None:

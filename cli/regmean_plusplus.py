@@ -1,0 +1,88 @@
+"""``weightspace regmean-plusplus``: merge checkpoints layer by layer on the data of their tasks."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+from weightspace.cli import commands, options
+from weightspace.cli.progress import progress
+from weightspace.cli.reports import echo_files, echo_report, files_of, note_flat
+
+from weightspace import WeightspaceError
+
+
+@commands.command("regmean-plusplus")
+@click.argument("checkpoints", nargs=-1, required=True, metavar="CHECKPOINT…")
+@options.task(several="one for each CHECKPOINT, in their order, or one for all")
+@click.option(
+    "--reduce",
+    type=click.FloatRange(0, 1),
+    default=0.95,
+    show_default=True,
+    help="Factor of the off-diagonal elements of the products of inputs.",
+)
+@click.option(
+    "--examples",
+    type=click.IntRange(min=1),
+    default=256,
+    show_default=True,
+    help="Training examples of each task to use, at most.",
+)
+@options.seed("Seed of the order of the examples.")
+@options.device("Device that the networks run on")
+@options.output("Checkpoint to write (.safetensors, .pt, or a folder).")
+@options.as_json
+def command(
+    checkpoints: tuple[str, ...],
+    tasks: tuple[str, ...],
+    data: Path | None,
+    reduce: float,
+    examples: int,
+    seed: int,
+    device: str,
+    output: str,
+    as_json: bool,
+) -> None:
+    """Merge CHECKPOINTs by RegMean, each layer on the inputs that it will read in the merged network (RegMean++).
+
+    Give each model the data that it was trained for. Weights of linear layers and convolutions are merged so; all other
+    tensors are means.
+
+    \b
+    Example:
+      weightspace regmean-plusplus maths.safetensors code.safetensors \\
+        --task data.py:maths --task data.py:code -o merged.safetensors
+    """
+    options.check_inputs(*checkpoints)
+    if len(tasks) not in (1, len(checkpoints)):
+        raise WeightspaceError(
+            f"Found {len(tasks)} tasks for {len(checkpoints)} checkpoints; expected one for each, or one."
+        )
+    from weightspace.checkpoints import load_checkpoint, provenance, save_checkpoint
+    from weightspace.merging import regmean_plusplus
+    from weightspace.tasks import check_device
+    from weightspace.zoo import load_task
+
+    options.check_apart(output, *checkpoints, *tasks)
+    check_device(device)
+    found = {name: load_task(name, data=data) for name in tasks}
+    with progress("layers") as update:
+        state = regmean_plusplus(
+            [found[name] for name in (tasks if len(tasks) > 1 else tasks * len(checkpoints))],
+            [load_checkpoint(checkpoint) for checkpoint in checkpoints],
+            reduce=reduce,
+            examples=examples,
+            seed=seed,
+            device=device,
+            on_progress=lambda at: update(at.index, at.total, at.name or ""),
+        )
+    said = {"tasks": list(tasks), "reduce": reduce, "examples": examples, "seed": seed}
+    metadata = provenance(list(checkpoints), "regmean-plusplus", said)
+    save_checkpoint(state, output, metadata=metadata, companions_from=checkpoints[0])
+    note_flat(output, checkpoints[0])
+    files = files_of(output)
+    if as_json:
+        echo_report(said, output=output, files=files)
+        return
+    echo_files(files)
