@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from weightspace.lazy import resolver
 
 if TYPE_CHECKING:
+    from weightspace.soups.adamerging import AdaMerged, AdaMergingOptions, adamerging
     from weightspace.soups.compare import RECIPES, Row, SoupReport, compare_recipes
     from weightspace.soups.ensemble import ensemble
     from weightspace.soups.fingerprints import fingerprint_of_data, fingerprint_of_state, fingerprint_of_task
@@ -22,6 +23,9 @@ if TYPE_CHECKING:
 
 #: Public name -> the module that defines it.
 _HOMES = {
+    "AdaMerged": "adamerging",
+    "AdaMergingOptions": "adamerging",
+    "adamerging": "adamerging",
     "Ingredient": "ingredients",
     "RunningMean": "running_mean",
     "uniform_soup": "uniform",
@@ -54,6 +58,8 @@ _HOMES = {
 
 __all__ = [
     "RECIPES",
+    "AdaMerged",
+    "AdaMergingOptions",
     "Agreement",
     "Flatness",
     "Gain",
@@ -66,6 +72,7 @@ __all__ = [
     "SoupReport",
     "Trial",
     "WiseFT",
+    "adamerging",
     "agreement",
     "angle",
     "compare_recipes",
