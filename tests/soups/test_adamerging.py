@@ -159,7 +159,7 @@ def test_models_of_ties_keep_their_own_elements_of_the_elected_sign() -> None:
     base = {"w": torch.tensor([[0.1, 0.2], [0.3, 0.4]]), "n": torch.tensor(3)}
     moves = [[[1.0, -1.0], [0.5, 0.0]], [[-2.0, -3.0], [0.0, 1.0]]]
     models = [{"w": base["w"] + torch.tensor(move), "n": torch.tensor(3)} for move in moves]
-    first, second = elected_models(models, base, 0.75)
+    first, second = elected_models(models, base, 0.75, {})
     assert torch.equal(first["w"], torch.tensor([[0.1, -0.8], [0.8, 0.4]]))
     assert torch.equal(second["w"], torch.tensor([[-1.9, -2.8], [0.3, 1.4]]))
     assert first["n"] == 3

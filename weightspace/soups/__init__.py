@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from weightspace.soups.greedy import Soup, Trial, greedy_soup
     from weightspace.soups.ingredients import Ingredient
     from weightspace.soups.learned import LearnedSoup, learned_soup
+    from weightspace.soups.localization import LocalizationOptions, Localized, localize_and_stitch
     from weightspace.soups.model_stock import model_stock_soup
     from weightspace.soups.running_mean import RunningMean
     from weightspace.soups.soup_vs_ensemble import Agreement, SoupAgainstEnsemble, agreement, soup_against_ensemble
@@ -33,6 +34,9 @@ _HOMES = {
     "Trial": "greedy",
     "greedy_soup": "greedy",
     "LearnedSoup": "learned",
+    "LocalizationOptions": "localization",
+    "Localized": "localization",
+    "localize_and_stitch": "localization",
     "model_stock_soup": "model_stock",
     "learned_soup": "learned",
     "WiseFT": "wise_ft",
@@ -65,6 +69,8 @@ __all__ = [
     "Gain",
     "Ingredient",
     "LearnedSoup",
+    "LocalizationOptions",
+    "Localized",
     "Row",
     "RunningMean",
     "Soup",
@@ -84,6 +90,7 @@ __all__ = [
     "gain",
     "greedy_soup",
     "learned_soup",
+    "localize_and_stitch",
     "model_stock_soup",
     "soup_against_ensemble",
     "uniform_soup",

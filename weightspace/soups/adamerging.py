@@ -35,8 +35,8 @@ from weightspace.progress import Progress
 from weightspace.reprs import brief
 from weightspace.soups.elected_models import elected_models
 from weightspace.soups.entropy import prediction_entropy
-from weightspace.soups.ingredients import IngredientCheck, Source, ingredients_of
-from weightspace.soups.mixture import Mixture, Per
+from weightspace.soups.ingredients import Source
+from weightspace.soups.mixture import Mixture, Per, checked_states
 from weightspace.soups.scoring import Scorer, Statistics, settled
 from weightspace.suggestions import unknown
 from weightspace.tasks.protocol import SPLITS, Split, Task, threads_of
@@ -146,9 +146,9 @@ def adamerging(
     if per not in get_args(Per):
         raise unknown("grouping of coefficients", per, get_args(Per))
     scorers = _scorers(tasks, statistics)
-    states = _checked_states(models, base, scorers)
+    states = checked_states(models, base, scorers)
     if ties:
-        states = [states[0], *elected_models(states[1:], states[0], chosen.density)]
+        states = [states[0], *elected_models(states[1:], states[0], chosen.density, scorers[0].aliases)]
     mixture = _TaskVectorMixture(states, scorers[0].network, per, chosen.start)
     first = settled(tasks[0], mixture.state(), statistics)
     context = batch_statistics(mixture.network) if scorers[0].resets else nullcontext()
@@ -200,18 +200,6 @@ class _TaskVectorMixture(Mixture):
         for group, slope in self.slopes().items():
             raw = self.raw[group]
             raw.grad = (slope[1:] - slope[0]) * ((raw >= 0) & (raw <= 1))
-
-
-def _checked_states(models: Sequence[Source], base: Source, scorers: Sequence[Scorer]) -> list[StateDict]:
-    """Return the tensors of the base and the models, checked against each other and the tasks' networks."""
-    ingredients = [*ingredients_of([base]), *ingredients_of(models)]
-    states, against = [ingredient.mapped() for ingredient in ingredients], IngredientCheck()
-    for number, (ingredient, state) in enumerate(zip(ingredients, states, strict=True)):
-        name = ingredient.name if not isinstance(ingredient.source, dict) else f"model {number}" if number else "base"
-        against.add(state, name)
-        for scorer in scorers:
-            scorer.check(state, name)
-    return states
 
 
 def _descend(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -10,42 +10,69 @@ from torch import Tensor
 from weightspace.checkpoints import StateDict
 from weightspace.checkpoints.buffers import find_parametrizations
 from weightspace.checkpoints.measure import is_inexact
-from weightspace.checkpoints.state_dict import tied_names
 from weightspace.errors import WeightspaceError
 from weightspace.merging.methods._tensor_stack import InMemory, TensorStack
 from weightspace.merging.methods._topk import Cut
 from weightspace.merging.methods.ties import model_cuts
 
 
-def elected_models(models: Sequence[StateDict], base: StateDict, density: float) -> list[StateDict]:
+def elected_models(
+    models: Sequence[StateDict], base: StateDict, density: float, tied: Mapping[str, str]
+) -> list[StateDict]:
     """Return the models with all elements reset to the base but those that TIES would add up.
 
     The largest ``density · n`` differences of every model are kept, over all of its tensors, and of these the ones that
     have the sign of their sum, an increase if it is 0. Kept elements are the model's own, bit for bit.
 
+    Args:
+        models: the models.
+        base: their base, of the same names and shapes.
+        density: fraction of the differences to keep.
+        tied: name of a tied tensor of the network -> its first name; it is counted once.
+
     Raises:
-        WeightspaceError: weights are under weight norm or spectral norm, of which TIES can't tell the size.
+        WeightspaceError: weights are under weight norm or spectral norm, or complex.
     """
-    if list(find_parametrizations({name: tuple(tensor.shape) for name, tensor in base.items()})):
-        raise WeightspaceError(
-            "The networks have weights under weight norm or spectral norm, whose differences TIES cannot trim. Use "
-            "AdaMerging without ties (--ties), or remove the parametrization from every model first."
-        )
-    tied = tied_names(base)
-    stacks = [
-        _stack(name, models, base)
-        for name in sorted(base)
-        if name not in tied and is_inexact(base[name]) and base[name].numel()
-    ]
-    cuts = model_cuts(stacks, [{"density": [density] * len(models)}] * len(stacks))
+    check_plain(base)
+    names = [name for name in base if name not in tied and is_inexact(base[name])]
+    largest = largest_of_model(models, base, density, names)
     elected = [dict(model) for model in models]
-    for stack in stacks:
-        kept = _kept(models, base, stack.name, cuts[stack.name]["cuts"])
+    for name in names:
+        kept = _agreeing([model[name] for model in models], base[name], [masks[name] for masks in largest])
         for state, model, mask in zip(elected, models, kept, strict=True):
-            state[stack.name] = torch.where(mask, model[stack.name], base[stack.name].to(model[stack.name]))
+            state[name] = torch.where(mask, model[name], base[name].to(model[name]))
     for state in elected:
         state.update({name: state[first] for name, first in tied.items()})
     return elected
+
+
+def check_plain(base: StateDict) -> None:
+    """Check that the tensors of a network are its weights, and real.
+
+    Raises:
+        WeightspaceError: weights are under weight norm or spectral norm, or complex.
+    """
+    for name, tensor in base.items():
+        if tensor.is_complex():
+            raise WeightspaceError(f"{name!r} is complex; only differences of real numbers can be compared in size.")
+    if list(find_parametrizations({name: tuple(tensor.shape) for name, tensor in base.items()})):
+        raise WeightspaceError(
+            "The networks have weights under weight norm or spectral norm, whose differences cannot be compared in "
+            "size. Remove the parametrization from every model first."
+        )
+
+
+def largest_of_model(
+    models: Sequence[StateDict], base: StateDict, density: float, names: Sequence[str]
+) -> list[StateDict]:
+    """Return a mask of the ``density · n`` largest differences of each model, bools by name, over tensors together."""
+    stacks = [_stack(name, models, base) for name in sorted(names) if base[name].numel()]
+    cuts = model_cuts(stacks, [{"density": [density] * len(models)}] * len(stacks))
+    empty = {name: torch.zeros(base[name].shape, dtype=torch.bool) for name in names if not base[name].numel()}
+    return [
+        {**{stack.name: _largest(stack, index, cuts[stack.name]["cuts"][index]) for stack in stacks}, **empty}
+        for index in range(len(models))
+    ]
 
 
 def _stack(name: str, models: Sequence[StateDict], base: StateDict) -> TensorStack:
@@ -53,22 +80,22 @@ def _stack(name: str, models: Sequence[StateDict], base: StateDict) -> TensorSta
     labels = [f"model {number}" for number in range(1, len(models) + 1)]
     double = any(state[name].dtype in (torch.float64, torch.complex128) for state in (*models, base))
     dtype = torch.float64 if double else torch.float32
-    return TensorStack(name, [InMemory(model[name]) for model in models], InMemory(base[name]), labels, dtype=dtype)
+    sources = [InMemory(model[name].cpu()) for model in models]
+    return TensorStack(name, sources, InMemory(base[name].cpu()), labels, dtype=dtype)
 
 
-def _kept(models: Sequence[StateDict], base: StateDict, name: str, cuts: Sequence[Cut]) -> list[Tensor]:
-    """Return which elements of each model are among the largest and agree in sign."""
-    origin = base[name].detach().double()
-    trimmed = []
-    for model, cut in zip(models, cuts, strict=True):
-        difference = model[name].detach().double() - origin
-        trimmed.append(difference * _largest(model[name], base[name], cut))
+def _largest(stack: TensorStack, index: int, cut: Cut) -> Tensor:
+    """Return which differences of a model a cut keeps, compared in the dtype that it was found in."""
+    kept = []
+    for chunk in stack.chunks():
+        size = (chunk.origin - chunk.models[index]).abs_()
+        kept.append(cut.kept_at(size, torch.arange(chunk.start, chunk.start + len(size))))
+    return torch.cat(kept).view(stack.shape)
+
+
+def _agreeing(models: Sequence[Tensor], base: Tensor, masks: Sequence[Tensor]) -> list[Tensor]:
+    """Return which elements of each model are in its mask, and agree with the sign of the sum of those."""
+    origin = base.detach().double()
+    trimmed = [(model.detach().double() - origin) * mask for model, mask in zip(models, masks, strict=True)]
     sign = torch.where(sum(trimmed, torch.zeros_like(origin)) >= 0, 1.0, -1.0)
     return [difference * sign > 0 for difference in trimmed]
-
-
-def _largest(model: Tensor, base: Tensor, cut: Cut) -> Tensor:
-    """Return which differences a cut keeps, compared in the dtype that it was found in."""
-    dtype = torch.promote_types(torch.promote_types(model.dtype, base.dtype), torch.float32)
-    sizes = (base.detach().to(dtype) - model.detach().to(dtype)).abs_()
-    return cut.kept_at(sizes.flatten(), torch.arange(sizes.numel())).view(model.shape)

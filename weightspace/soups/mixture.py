@@ -25,6 +25,8 @@ from weightspace.arithmetic.weight_norm import weight_and_gradient
 from weightspace.checkpoints import StateDict
 from weightspace.checkpoints.measure import is_inexact
 from weightspace.checkpoints.state_dict import tied_names
+from weightspace.soups.ingredients import IngredientCheck, Source, ingredients_of
+from weightspace.soups.scoring import Scorer
 
 #: Granularity of the coefficients.
 Per: TypeAlias = Literal["tensor", "layer", "model"]
@@ -113,6 +115,22 @@ class Mixture(ABC):
         layer = self.aliases.get(name, name).rpartition(".")[0]
         near = [one for group, one in coefficients.items() if group.rpartition(".")[0] == layer]
         return torch.stack(near or list(coefficients.values())).mean(0)
+
+
+def checked_states(models: Sequence[Source], base: Source, scorers: Sequence[Scorer]) -> list[StateDict]:
+    """Return the tensors of the base, followed by the models', checked against each other and the tasks' networks.
+
+    Raises:
+        CheckpointError: a model cannot be read, holds NaN, or differs from the base in names or shapes.
+    """
+    ingredients = [*ingredients_of([base]), *ingredients_of(models)]
+    states, against = [ingredient.mapped() for ingredient in ingredients], IngredientCheck()
+    for number, (ingredient, state) in enumerate(zip(ingredients, states, strict=True)):
+        name = ingredient.name if not isinstance(ingredient.source, dict) else f"model {number}" if number else "base"
+        against.add(state, name)
+        for scorer in scorers:
+            scorer.check(state, name)
+    return states
 
 
 def _group(name: str, per: Per) -> str:

@@ -6,9 +6,9 @@ With the task vectors :math:`\tau_t = w_t (x_t - b)` and their sum :math:`\tau`,
 
 with ``tall_mask_lambda`` for :math:`\lambda_t`. The paper chooses it from 0.2 to 0.6 for every task by validation data.
 
-``consensus`` keeps the elements that at least ``min_tasks`` of the tasks have in their masks:
+``consensus`` keeps the elements that at least :math:`k` of the tasks have in their masks (``min_tasks``):
 
-.. math:: b + \lambda\, m \odot \tau, \qquad m = \mathbb{1}\Bigl[\sum_t m_t \ge \text{min\_tasks}\Bigr]
+.. math:: b + \lambda\, m \odot \tau, \qquad m = \mathbb{1}\Bigl[\sum_t m_t \ge k\Bigr]
 
 With the default 2, elements that no task relies on and those that only one does are reset to the base; with 1 only the
 former; with 0 it is task arithmetic. :math:`\lambda` is chosen as for task arithmetic. A common weight of all models
