@@ -37,6 +37,7 @@ COMMANDS: Mapping[str, str] = {
     "merge-adapters": "Merge LoRA adapters of one model into one.",
     "spectrum": "Show singular values, and compare the singular vectors of two networks.",
     "soup": "Average many fine-tunes of one model into one network.",
+    "adamerging": "Merge with coefficients learned on unlabelled inputs.",
     "search": "Search for the best merge by validation data.",
     "average": "Average the last checkpoints of a training run.",
     "ensemble": "Compare the logit ensemble with the soup, and predict which is better.",

@@ -83,5 +83,7 @@ _ARGUMENTS = {"lambda": "factor", "nuslerp_flatten": "flatten", "nuslerp_row_wis
 _PER_MODEL = {
     **{name: {"density": 1.0} for name in ("ties", "dare_linear", "dare_ties", "della", "della_linear")},
     **{name: {"density": 1.0} for name in ("knots", "core_space")},
+    "localize_and_stitch": {"density": 0.05},
+    **{name: {"density": 1.0, "tall_mask_lambda": 0.4} for name in ("consensus", "tall_mask")},
     **{name: {"density": 1.0, "gamma": 0.01} for name in ("breadcrumbs", "breadcrumbs_ties")},
 }

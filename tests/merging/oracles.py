@@ -176,7 +176,7 @@ def l1_restored(kept: Array, delta: Array) -> Array:
     return kept * (np.abs(delta).sum() / left) if left > 0 else kept
 
 
-def consensus(terms: Arrays, weights: Sequence[float], normalize: bool, votes: Arrays | None = None) -> Array:
+def consensus_of_signs(terms: Arrays, weights: Sequence[float], normalize: bool, votes: Arrays | None = None) -> Array:
     """The sum of the (weighted) terms that agree with the elected sign, over the sum of their weights."""
     sign = np.where(sum(terms if votes is None else votes) >= 0, 1.0, -1.0)
     total, divisor = np.zeros_like(terms[0]), np.zeros_like(terms[0])
@@ -201,7 +201,70 @@ def ties(
         kept = largest(delta, trim_count(share, delta.size))
         trimmed.append(l1_restored(kept, delta) if rescale else kept)
     terms = [w * kept for w, kept in zip(weights, trimmed, strict=True)]
-    return base + factor * consensus(terms, weights, normalize)
+    return base + factor * consensus_of_signs(terms, weights, normalize)
+
+
+def localize_and_stitch(
+    models: Arrays,
+    base: Array,
+    weights: Sequence[float],
+    density: Sequence[float],
+    factor: float = 1.0,
+    scope: str = "tensor",
+) -> Array:
+    """For a single tensor, for which both scopes are the same."""
+    assert scope == "tensor"
+    kept = [largest(d, trim_count(share, d.size)) for d, share in zip(deltas(models, base), density, strict=True)]
+    total = sum(w * vector for w, vector in zip(weights, kept, strict=True))
+    divisor = sum(w * (vector != 0) for w, vector in zip(weights, kept, strict=True))
+    return base + factor * total / np.where(divisor == 0, 1, divisor)
+
+
+def tall_masks(
+    models: Arrays,
+    base: Array,
+    weights: Sequence[float],
+    tall_mask_lambda: Sequence[float],
+    inner: str,
+    density: Sequence[float],
+) -> tuple[Array, list[NDArray[np.bool_]]]:
+    """The multi-task vector and the masks of the tasks, which see task vectors that aren't trimmed."""
+    own = [w * delta for w, delta in zip(weights, deltas(models, base), strict=True)]
+    trimmed = [
+        w * largest(delta, trim_count(share, delta.size))
+        for w, delta, share in zip(weights, deltas(models, base), density, strict=True)
+    ]
+    total = consensus_of_signs(trimmed, weights, False) if inner == "ties" else sum(trimmed, np.zeros_like(base))
+    masks = [np.abs(vector) >= s * np.abs(total - vector) for vector, s in zip(own, tall_mask_lambda, strict=True)]
+    return total, masks
+
+
+def consensus(
+    models: Arrays,
+    base: Array,
+    weights: Sequence[float],
+    tall_mask_lambda: Sequence[float],
+    density: Sequence[float],
+    min_tasks: int = 2,
+    inner: str = "task_arithmetic",
+    factor: float = 1.0,
+) -> Array:
+    total, masks = tall_masks(models, base, weights, tall_mask_lambda, inner, density)
+    return base + factor * total * (sum(mask.astype(int) for mask in masks) >= min_tasks)
+
+
+def tall_mask(
+    models: Arrays,
+    base: Array,
+    weights: Sequence[float],
+    tall_mask_lambda: Sequence[float],
+    density: Sequence[float],
+    rebuild: int = 1,
+    inner: str = "task_arithmetic",
+    factor: float = 1.0,
+) -> Array:
+    total, masks = tall_masks(models, base, weights, tall_mask_lambda, inner, density)
+    return base + factor * total * masks[rebuild - 1]
 
 
 def dropped(delta: Array, mask: NDArray[np.bool_], density: float, rescale: str) -> Array:
@@ -242,7 +305,7 @@ def masked_consensus(
     """dare_ties (normalize false by default) and della (true)."""
     kept = [dropped(*each, rescale) for each in zip(deltas(models, base), masks, density, strict=True)]
     terms = [w * each for w, each in zip(weights, kept, strict=True)]
-    return base + factor * consensus(terms, weights, normalize)
+    return base + factor * consensus_of_signs(terms, weights, normalize)
 
 
 def della_probabilities(delta: Array, density: float, epsilon: float) -> Array:
@@ -288,7 +351,9 @@ def breadcrumbs(
     if rescale:
         kept = [l1_restored(*pair) for pair in zip(kept, deltas(models, base), strict=True)]
     if elect:
-        return base + factor * consensus([w * k for w, k in zip(weights, kept, strict=True)], weights, normalize)
+        return base + factor * consensus_of_signs(
+            [w * k for w, k in zip(weights, kept, strict=True)], weights, normalize
+        )
     return base + factor * weighted_sum(kept, weights, normalize)
 
 
@@ -314,7 +379,7 @@ def sce(models: Arrays, base: Array, select_topk: float = 1.0) -> Array:
     energies = [float(np.mean(d**2)) for d in ds]
     whole = sum(energies)
     shares = [energy / whole for energy in energies] if whole > 0 else [1 / len(ds)] * len(ds)
-    return base + consensus([w * d for w, d in zip(shares, ds, strict=True)], shares, True, votes=ds)
+    return base + consensus_of_signs([w * d for w, d in zip(shares, ds, strict=True)], shares, True, votes=ds)
 
 
 def nearswap(model: Array, base: Array, t: float) -> Array:

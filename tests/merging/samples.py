@@ -59,6 +59,12 @@ class Variant:
         """Whether singular vectors decide the result, which LAPACK finds up to rounding only."""
         return self.row.granularity == "whole"
 
+    @property
+    def whole(self) -> bool:
+        """Whether thresholds are of the whole model."""
+        default = next((p.default for p in self.row.parameters if p.name == "scope"), "tensor")
+        return self.parameters.get("scope", default) == "model"
+
     def __str__(self) -> str:
         words = [f"{name}={value}" for name, value in self.parameters.items()]
         return "-".join([self.method, *words, *(["base"] if self.with_base and self.row.base == "optional" else [])])
@@ -86,6 +92,8 @@ class Variant:
 
 
 _SPARSE = ({"density": 0.4}, {"density": [0.2, 0.9, 0.0]}, {"density": 0.4, "rescale": True, "lambda": 0.7})
+_INNER = ({"inner": "ties", "density": 0.4}, {"inner": "task_arithmetic", "density": [0.2, 0.9, 0.0]})
+_STITCHED = ({"density": 0.4}, {"density": [0.2, 0.9, 0.0], "lambda": 0.7})
 _RANDOM = (*_SPARSE, {"density": 0.4, "rescale": "density", "seed": 3}, {"density": 0.4, "rescale": "none"})
 
 #: Parameters beside the defaults; the first entry holds what a row cannot do without. For other rows see ``_settings``.
@@ -104,6 +112,9 @@ _PARAMETERS: Mapping[str, Sequence[Mapping[str, Any]]] = {
     "della_linear": ({}, *({**options, "epsilon": 0.1} for options in _RANDOM if options["density"] == 0.4)),
     "breadcrumbs": ({}, *_SPARSE, {"density": 0.9, "gamma": 0.3}),
     "breadcrumbs_ties": ({}, *_SPARSE, {"density": 0.9, "gamma": 0.3}),
+    "consensus": ({}, {"min_tasks": 1, "tall_mask_lambda": [0.2, 0.9, 0.5], "lambda": 0.7}, *_INNER),
+    "tall_mask": ({}, {"rebuild": 2, "tall_mask_lambda": 0.9, "lambda": 0.7}, *_INNER),
+    "localize_and_stitch": ({}, *({"scope": "tensor", **options} for options in _STITCHED)),
     "model_stock": ({}, {"filter_wise": True}),
     "sce": ({}, {"select_topk": 0.4}),
     "nearswap": ({"t": 0.3},),

@@ -20,7 +20,7 @@ from weightspace.merging import merge
 #: are in it, of which two of near values turn by their rounding over the gap.
 TOLERANCE = {torch.float32: (2e-6, 2e-4), torch.float64: (1e-12, 1e-9)}
 
-LOCAL = [variant for variant in VARIANTS if variant.parameters.get("scope") != "model"]
+LOCAL = [variant for variant in VARIANTS if not variant.whole]
 
 
 def distance(found: Tensor, expected: oracles.Array, inputs: Sequence[Tensor]) -> float:
@@ -100,9 +100,9 @@ def test_every_row_agrees_with_its_oracle_where_many_differences_are_equal_or_ze
         assume(bool(((differences == 0) | (differences > 1e-9 * bound)).all()))
         assume(bool((importance[differences == 0] == 0).all()))
     weights = [1.0, 0.5, 0.25, 2.0][:count]
-    density = variant.parameters.get("density")
-    if isinstance(density, list):
-        variant = Variant(variant.method, {**variant.parameters, "density": (density * 2)[:count]}, variant.with_base)
+    lists = {name: value for name, value in variant.parameters.items() if isinstance(value, list)}
+    own = {name: (value * 2)[:count] for name, value in lists.items()}
+    variant = Variant(variant.method, {**variant.parameters, **own}, variant.with_base)
     merged = variant(states[1:], states[0], weights=weights if variant.row.weighted else None)["w"]
     expected = by_oracle(variant, states[1:], states[0], "w", weights if variant.row.weighted else [1.0] * count)
     assert distance(merged, expected, [state["w"] for state in states]) < 1e-7

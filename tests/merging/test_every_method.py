@@ -281,13 +281,15 @@ def test_the_models_may_come_in_any_order(variant: Variant) -> None:
     first = 1 if variant.row.after_merge else 0
     evidence = evidence_of(variant.row, models)
     weights = [0.5, 0.25, 0.125][: variant.count] if variant.row.weighted else None
-    density = variant.parameters.get("density")
+    parameters = {name: value[::-1] for name, value in variant.parameters.items() if isinstance(value, list)}
+    if any(parameter.name == "rebuild" for parameter in variant.row.parameters):  # the number of a model
+        parameters["rebuild"] = variant.count + 1 - variant.parameters.get("rebuild", 1)
     expected = variant(models, base, weights=weights)
     found = variant(
         [*models[:first], *models[first:][::-1]],
         base,
         weights=weights and weights[::-1],
-        parameters={"density": density[::-1]} if isinstance(density, list) else {},
+        parameters=parameters,
         evidence=evidence and evidence[::-1],
     )
     for name, tensor in floats(expected).items():

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from weightspace.lazy import resolver
 
 if TYPE_CHECKING:
+    from weightspace.soups.adamerging import AdaMerged, AdaMergingOptions, adamerging
     from weightspace.soups.compare import RECIPES, Row, SoupReport, compare_recipes
     from weightspace.soups.ensemble import ensemble
     from weightspace.soups.fingerprints import fingerprint_of_data, fingerprint_of_state, fingerprint_of_task
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
     from weightspace.soups.greedy import Soup, Trial, greedy_soup
     from weightspace.soups.ingredients import Ingredient
     from weightspace.soups.learned import LearnedSoup, learned_soup
+    from weightspace.soups.localization import LocalizationOptions, Localized, localize_and_stitch
     from weightspace.soups.model_stock import model_stock_soup
     from weightspace.soups.running_mean import RunningMean
     from weightspace.soups.soup_vs_ensemble import Agreement, SoupAgainstEnsemble, agreement, soup_against_ensemble
@@ -22,6 +24,9 @@ if TYPE_CHECKING:
 
 #: Public name -> the module that defines it.
 _HOMES = {
+    "AdaMerged": "adamerging",
+    "AdaMergingOptions": "adamerging",
+    "adamerging": "adamerging",
     "Ingredient": "ingredients",
     "RunningMean": "running_mean",
     "uniform_soup": "uniform",
@@ -29,6 +34,9 @@ _HOMES = {
     "Trial": "greedy",
     "greedy_soup": "greedy",
     "LearnedSoup": "learned",
+    "LocalizationOptions": "localization",
+    "Localized": "localization",
+    "localize_and_stitch": "localization",
     "model_stock_soup": "model_stock",
     "learned_soup": "learned",
     "WiseFT": "wise_ft",
@@ -54,11 +62,15 @@ _HOMES = {
 
 __all__ = [
     "RECIPES",
+    "AdaMerged",
+    "AdaMergingOptions",
     "Agreement",
     "Flatness",
     "Gain",
     "Ingredient",
     "LearnedSoup",
+    "LocalizationOptions",
+    "Localized",
     "Row",
     "RunningMean",
     "Soup",
@@ -66,6 +78,7 @@ __all__ = [
     "SoupReport",
     "Trial",
     "WiseFT",
+    "adamerging",
     "agreement",
     "angle",
     "compare_recipes",
@@ -77,6 +90,7 @@ __all__ = [
     "gain",
     "greedy_soup",
     "learned_soup",
+    "localize_and_stitch",
     "model_stock_soup",
     "soup_against_ensemble",
     "uniform_soup",

@@ -20,7 +20,8 @@ from weightspace.soups.ensemble import ensembled
 from weightspace.soups.evaluation import Judge, Place, Scores
 from weightspace.soups.greedy import Soup, Tie, greedily, score_ingredients
 from weightspace.soups.ingredients import Ingredient, Source, ingredients_of
-from weightspace.soups.learned import Per, learned_soup
+from weightspace.soups.learned import learned_soup
+from weightspace.soups.mixture import Per
 from weightspace.soups.model_stock import model_stock_soup
 from weightspace.soups.scoring import Statistics
 from weightspace.soups.uniform import uniform_soup

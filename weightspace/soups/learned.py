@@ -1,10 +1,9 @@
 r"""The learned soup: ingredient coefficients found by gradient descent on held-out data.
 
 The logits are :math:`\beta f(x; \sum_i \alpha_i \theta_i)`, with :math:`\alpha = \mathrm{softmax}(a)` per tensor, per
-layer, or for the whole model. The gradient needs no graph through the ingredients: with
-:math:`g = \partial L / \partial \theta` at the mixture :math:`\theta`,
-:math:`\partial L / \partial a_i = \alpha_i \langle g, \theta_i - \theta \rangle`, accumulated tensor by tensor.
-Weight-norm pairs are mixed as the weights that they represent, with the coefficients of their direction.
+layer, or for the whole model. With :math:`g = \partial L / \partial \theta` at the mixture :math:`\theta`,
+:math:`\partial L / \partial a_i = \alpha_i \langle g, \theta_i - \theta \rangle`, without a graph through the
+ingredients.
 """
 
 from __future__ import annotations
@@ -12,34 +11,23 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import Any, Literal, TypeAlias, get_args
+from typing import Any, get_args
 
 import torch
 from torch import Tensor, nn
 
 from weightspace.arguments import checked
-from weightspace.arithmetic.affine import affine
-from weightspace.arithmetic.coefficients import shares
-from weightspace.arithmetic.dtypes import output_dtype, widened
-from weightspace.arithmetic.integers import unaveraged
-from weightspace.arithmetic.linear_combination import combine
-from weightspace.arithmetic.parametrizations import Coordinates, combined
-from weightspace.arithmetic.weight_norm import weight_and_gradient
 from weightspace.checkpoints import StateDict
-from weightspace.checkpoints.measure import is_inexact
-from weightspace.checkpoints.state_dict import tied_names
 from weightspace.connectivity.batchnorm import batch_statistics
 from weightspace.errors import WeightspaceError
 from weightspace.progress import Progress
 from weightspace.reprs import brief
 from weightspace.soups.ingredients import IngredientCheck, Source, ingredients_of
+from weightspace.soups.mixture import Mixture, Per
 from weightspace.soups.scoring import Scorer, Statistics, settled
 from weightspace.suggestions import unknown
 from weightspace.tasks.protocol import Task, threads_of
 from weightspace.threads import torch_threads
-
-#: Granularity of the coefficients.
-Per: TypeAlias = Literal["tensor", "layer", "model"]
 
 
 @brief
@@ -117,8 +105,7 @@ def learned_soup(
     context = batch_statistics(scorer.network) if scorer.resets else nullcontext()
     with torch_threads(threads_of(task)), context:
         losses = _descend(mixture, task, epochs, learning_rate, on_progress)
-    alphas = mixture.alphas()
-    coefficients = {group: tuple(alpha.tolist()) for group, alpha in alphas.items()}
+    coefficients = {group: tuple(alpha.tolist()) for group, alpha in mixture.coefficients().items()}
     state = settled(task, mixture.state(), statistics)
     return LearnedSoup(state, coefficients, float(mixture.log_scale.detach().exp()), tuple(losses))
 
@@ -155,73 +142,24 @@ def _step(mixture: _Mixture, task: Task, optimizer: torch.optim.Optimizer, batch
     return float(loss.detach())
 
 
-class _Mixture:
-    """A network with the weights ``Σ α_i θ_i``, and the logits of ``α`` with their gradients."""
+class _Mixture(Mixture):
+    """A mixture whose coefficients are the softmax of logits, which get gradients, and the scale of its output."""
 
     def __init__(self, states: Sequence[StateDict], network: nn.Module, per: Per) -> None:
-        self.states, self.network, self.aliases = states, network, tied_names(network.state_dict())
-        self.coordinates = Coordinates(states)
-        self.parameters = {name: one for name, one in network.named_parameters() if is_inexact(one)}
-        self.groups = {name: _group(self.aliases.get(name, name), per) for name in self.coordinates.names}
-        own = dict.fromkeys(self.groups[name] for name in self.parameters if name in self.groups)
-        self.logits = {group: torch.zeros(len(states), dtype=torch.float64, requires_grad=True) for group in own}
+        super().__init__(states, network, per)
+        self.logits = {group: torch.zeros(len(states), dtype=torch.float64, requires_grad=True) for group in self.own}
         self.log_scale = torch.zeros((), dtype=torch.float64, requires_grad=True)
-        for parameter in network.parameters():
-            parameter.requires_grad_(is_inexact(parameter))
 
-    def alphas(self) -> dict[str, Tensor]:
-        """Return the coefficients of each group, float64 of shape ``(ingredients,)``."""
+    def coefficients(self) -> dict[str, Tensor]:
+        """Return ``α`` of each group."""
         return {group: logits.detach().softmax(0) for group, logits in self.logits.items()}
-
-    @torch.no_grad()
-    def mix(self) -> None:
-        """Set the weights of the network."""
-        alphas, own = self.alphas(), self.network.state_dict()
-        for name in self.coordinates.names:
-            tensors = [self.coordinates.of(state, name) for state in self.states]
-            kept = unaveraged(name, tensors)
-            mixed = affine(widened(tensors), self._alpha(name, alphas).tolist()) if kept is None else kept
-            for part, tensor in self.coordinates.tensors(name, mixed):
-                own[part].copy_(tensor)
-        for parameter in self.network.parameters():
-            parameter.grad = None
 
     @torch.no_grad()
     def pull(self) -> None:
         """Set the gradients of the coefficients' logits from the gradient of the weights."""
-        alphas = self.alphas()
-        slopes = {group: torch.zeros_like(alpha) for group, alpha in alphas.items()}
-        for name in self.parameters:
-            slope = self._slope(name) if name in self.groups else None
-            if slope is None:
-                continue
-            weight, gradient = slope
-            for number, state in enumerate(self.states):
-                away = self.coordinates.of(state, name).to(weight) - weight
-                slopes[self.groups[name]][number] += (gradient * away).sum(dtype=torch.float64).cpu()
-        for group, alpha in alphas.items():
+        slopes = self.slopes()
+        for group, alpha in self.coefficients().items():
             self.logits[group].grad = alpha * slopes[group]
-
-    def state(self) -> StateDict:
-        """Return the mixture, in the dtype of the ingredients, rounded once."""
-        alphas = self.alphas()
-
-        def mixed(name: str, tensors: list[Tensor]) -> Tensor:
-            kept = unaveraged(name, tensors)
-            if kept is not None:
-                return kept
-            own = shares(tuple(self._alpha(name, alphas).tolist()))
-            return combine(tensors, own, output_dtype(tensor.dtype for tensor in tensors))
-
-        return combined(self.states, mixed)
-
-    def _slope(self, name: str) -> tuple[Tensor, Tensor] | None:
-        """Return a coordinate of the network and its gradient, or None if it has no gradient."""
-        parameter, norm = self.parameters[name], self.coordinates.parametrizations.weight_norms.get(name)
-        if parameter.grad is None or norm is None:
-            return None if parameter.grad is None else (parameter, parameter.grad)
-        magnitude = self.parameters[norm.magnitude]
-        return None if magnitude.grad is None else weight_and_gradient(magnitude, parameter)
 
     @contextmanager
     def scaled(self) -> Iterator[nn.Module]:
@@ -238,18 +176,3 @@ class _Mixture:
                 yield self.network
         finally:
             handle.remove()
-
-    def _alpha(self, name: str, alphas: Mapping[str, Tensor]) -> Tensor:
-        """Return the coefficients of a tensor."""
-        alpha = alphas.get(self.groups[name])
-        if alpha is not None:
-            return alpha
-        # A buffer has no gradient: it uses the mean coefficients of its layer, else of all groups.
-        layer = self.aliases.get(name, name).rpartition(".")[0]
-        near = [one for group, one in alphas.items() if group.rpartition(".")[0] == layer] or list(alphas.values())
-        return torch.stack(near).mean(0)
-
-
-def _group(name: str, per: Per) -> str:
-    """Return the name of the group whose coefficients a tensor uses."""
-    return {"tensor": name, "layer": name.rpartition(".")[0], "model": ""}[per]

@@ -38,6 +38,9 @@ class Task(Protocol):
     It may have ``part(index, parts)``, which returns the task with every ``parts``-th example of the validation split,
     from ``index`` on: searches then score candidates on few examples first, and estimate the noise of a gain.
 
+    It may have ``logits(module, batch)``, which returns the logits of a batch, ``(n, classes)``, if they aren't the
+    output of the network: with a head of the task's own, for example. ``adamerging`` takes their entropy.
+
     Example:
         >>> import weightspace as ws
         >>> task = ws.load_task("digits-mlp")

@@ -79,6 +79,10 @@ def sampled(peak: list[int]) -> Iterator[None]:
         ("model_stock", "ab", {"filter_wise": True}),
         ("ties", "ab", {"density": 0.5}),
         ("ties", "abcd", {"density": 0.5}),
+        ("consensus", "abcd", {}),
+        ("consensus", "abcd", {"inner": "ties", "density": 0.5}),
+        ("tall_mask", "abcd", {"density": 0.5}),
+        ("localize_and_stitch", "abcd", {"density": 0.5}),
     ],
     ids=str,
 )

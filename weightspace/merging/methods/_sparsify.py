@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from fractions import Fraction
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from weightspace.arithmetic.coefficients import simple_or_none
+from weightspace.merging.methods._masked_sum import Kept
 from weightspace.merging.methods._task_vectors import TaskVectors
 from weightspace.merging.methods._tensor_stack import CHUNK, Chunk, TensorStack
 from weightspace.merging.methods._topk import Cut, StatisticChunks, largest
@@ -20,6 +23,19 @@ _ENLARGED = 2**13
 _RUN, _EVERY, _TOGETHER = 1024, 65_536, 256
 
 
+def kept_count(density: float, count: int) -> int:
+    """Return the number of elements that a density keeps: ``max(1, ⌊density · n⌋)``, or all."""
+    return count if density >= 1 else max(1, math.floor(density * count))
+
+
+def relative(weights: Sequence[float]) -> list[float]:
+    """Return weights of which only the ratios matter: 1 if all are equal, unchanged if one isn't positive."""
+    if min(weights) <= 0:
+        return list(weights)
+    equal, exponent = min(weights) == max(weights), math.frexp(max(weights))[1]
+    return [1.0 if equal else math.ldexp(weight, -exponent) for weight in weights]
+
+
 def largest_differences(stack: TensorStack, ranks: Sequence[int]) -> list[Cut]:
     """Return the cut for every model that keeps the ``k`` largest elements of its task vector.
 
@@ -28,6 +44,16 @@ def largest_differences(stack: TensorStack, ranks: Sequence[int]) -> list[Cut]:
         ranks: ``k``, one per model.
     """
     return largest(magnitudes(stack), ranks, [stack.numel] * len(ranks), sampled_magnitudes(stack))
+
+
+def kept_by(cuts: Sequence[Cut], stack: TensorStack) -> Kept:
+    """Return a function that tells which elements at given positions the cuts keep, one cut per model."""
+
+    def kept(models: Tensor, base: Tensor, positions: Tensor) -> Tensor:
+        sizes = (base.to(stack.dtype) - models.to(stack.dtype)).abs_()
+        return torch.stack([cut.kept_at(size, positions) for cut, size in zip(cuts, sizes, strict=True)])
+
+    return kept
 
 
 def magnitudes(stack: TensorStack) -> StatisticChunks:

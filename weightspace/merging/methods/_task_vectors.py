@@ -93,6 +93,15 @@ class TaskVectors:
         """Return ``Σ τ_i``."""
         return TaskVector(self.base, summed(self.negated))
 
+    def mean(self, weights: Sequence[float]) -> TaskVector:
+        """Return the weighted mean of the elements that aren't zero; a sum of weights of 0 counts as 1.
+
+        Args:
+            weights: weights of the models, by which the task vectors were scaled.
+        """
+        total = summed(self.negated)
+        return TaskVector(self.base, _mean_of(total, self.negated.abs_(), weights))
+
     def elect(self, weights: Sequence[float], *, normalize: bool, close: list[np.ndarray] | None = None) -> TaskVector:
         """Return the sum, or weighted mean, of the elements that agree with the elected sign.
 

@@ -6,12 +6,10 @@ r"""TIES: trim the task vectors, elect a sign per element, average those that ag
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Annotated, Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from weightspace.merging.methods._declaration import merge_method
@@ -20,8 +18,11 @@ from weightspace.merging.methods._parameters import Density, Lambda, NormalizeEl
 from weightspace.merging.methods._registry import JUDGED_CHUNKS, Parameter
 from weightspace.merging.methods._rounding import RefinedFormula
 from weightspace.merging.methods._sparsify import (
+    kept_by,
+    kept_count,
     largest_differences,
     magnitudes,
+    relative,
     restoring_factors,
     sampled_magnitudes,
 )
@@ -82,9 +83,8 @@ def ties(
     At least one element per tensor is kept. ``cuts`` come from the global pass, one per model.
     """
     found = cuts or largest_differences(stack, [kept_count(share, stack.numel) for share in density])
-    if normalize and min(weights) > 0:  # only their ratios matter
-        equal, exponent = min(weights) == max(weights), math.frexp(max(weights))[1]
-        weights = [1.0 if equal else math.ldexp(weight, -exponent) for weight in weights]
+    if normalize:
+        weights = relative(weights)
     factors = list(weights)
     if rescale:
         restoring = restoring_factors(stack, lambda vectors: vectors.trim(found, stack.dtype))
@@ -94,16 +94,7 @@ def ties(
         vectors = TaskVectors(chunk).trim(found, stack.dtype).scale(factors)
         return vectors.elect(weights, normalize=normalize, close=close).add_to_base(lambda_)
 
-    def kept(models: Tensor, base: Tensor, positions: Tensor) -> Tensor:
-        sizes = (base.to(stack.dtype) - models.to(stack.dtype)).abs_()
-        return torch.stack([cut.kept_at(size, positions) for cut, size in zip(found, sizes, strict=True)])
-
-    return RefinedFormula(fast, MaskedSum(kept, factors, weights, lambda_, normalize))
-
-
-def kept_count(density: float, count: int) -> int:
-    """Return the number of elements that a density keeps: ``max(1, ⌊density · n⌋)``, or all."""
-    return count if density >= 1 else max(1, math.floor(density * count))
+    return RefinedFormula(fast, MaskedSum(kept_by(found, stack), factors, weights, lambda_, normalize))
 
 
 def _joined(parts: Sequence[StatisticChunks], offsets: Sequence[int]) -> StatisticChunks:
