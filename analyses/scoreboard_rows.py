@@ -14,9 +14,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean
+from tempfile import TemporaryDirectory
 from time import perf_counter
 from typing import Any, TypeAlias
 
+import yaml
 from merge_settings import (
     SEARCH_ENGINE,
     SEARCH_TRIALS,
@@ -109,15 +111,33 @@ class Scorer:
         engine: str = "grid",
     ) -> Row:
         """Return the row of the best of the settings of a recipe, which is kept; without a space, of the recipe."""
-        options = SearchOptions(engine=engine, trials=trials, seed=self.seed, references=False)
+        objective, digest = self.suite.joint.objective, self.suite.digest
+        options = SearchOptions(engine=engine, trials=trials, seed=self.seed, references=False, cache_key=digest)
 
         def find() -> Row:
-            only = {"merge_method": {"choices": [recipe["merge_method"]]}} if trials == 1 else {}
-            report = ws.search(recipe, self.suite.joint, space={**space, **only} or None, options=options)
-            return _row_of(report)
+            if trials == 1:
+                return {"scores": self._scores(yaml.safe_dump(dict(recipe)))}
+            mode = "min" if objective == "loss" else "max"
+            report = ws.search(recipe, self._validation, space=space or None, mode=mode, options=options)
+            return {"scores": self._scores(report.recipe), **_trials_of(report)}
 
         content = {"recipe": recipe, "space": space, "trials": trials, "engine": engine}
         return self._kept(label, settings, content, methods, find)
+
+    def _validation(self, state: ws.StateDict) -> float:
+        """Return the objective of a merge on the validation data of all tasks."""
+        joint = self.suite.joint
+        return joint.score(network_with(joint, state), "validation")[joint.objective]
+
+    def _scores(self, recipe: str) -> dict[str, dict[str, float]]:
+        """Return the scores of the merge of a recipe, by split."""
+        joint = self.suite.joint
+        with TemporaryDirectory() as folder:
+            file, merged = Path(folder) / "recipe.yml", Path(folder) / "merged.safetensors"
+            file.write_text(recipe)
+            ws.merge_files(file, merged)
+            network = network_with(joint, ws.load_checkpoint(merged))
+            return {split: joint.score(network, split) for split in ("validation", "test")}
 
     def _kept(
         self, label: str, settings: str, content: Mapping[str, Any], methods: tuple[str, ...], find: Callable[[], Row]
@@ -171,15 +191,13 @@ class Scorer:
         return found
 
 
-def _row_of(report: SearchReport) -> Row:
-    """Return the scores of the best trial, its settings and all trials."""
-    best = report.rows[-1]
-    (scores,) = best.scores.values()
+def _trials_of(report: SearchReport) -> Row:
+    """Return the best settings and all trials of a search."""
     trials = [
         {"values": dict(one.values), "score": next(iter(one.scores.values()), None), "error": one.error}
         for one in report.trials
     ]
-    return {"scores": scores, "values": dict(report.trials[report.best].values), "trials": trials}
+    return {"values": dict(report.trials[report.best].values), "trials": trials}
 
 
 def _code(method: str) -> str:

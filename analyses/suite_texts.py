@@ -68,7 +68,7 @@ def _drawn(whole: Texts, seed: int, sizes: Sizes) -> Mapping[str, Texts]:
     found = {}
     for split, places in zip(counts, chosen, strict=True):
         ordered = sorted(places.tolist(), key=lambda at: (len(whole.texts[at]), at))
-        found[split] = Texts([whole.texts[at] for at in ordered], whole.labels[ordered])
+        found[split] = Texts([str(whole.texts[at]) for at in ordered], whole.labels[ordered])
     return found
 
 

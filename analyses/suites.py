@@ -10,6 +10,7 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from statistics import mean
 from typing import Any, TypeAlias
@@ -126,7 +127,7 @@ class Suite:
     base: Path
     models: Mapping[str, Path]
 
-    @property
+    @cached_property
     def digest(self) -> str:
         """Digest of the networks and of the data on which merges are scored."""
         files = [path.name for path in (self.base, *self.models.values())]
