@@ -78,6 +78,23 @@ SEARCHED = ("task_arithmetic", "ties", "breadcrumbs", "iso_c", "tsv_m", "wudi")
 SEARCH_TRIALS, SEARCH_ENGINE = 24, "tpe"
 
 
+#: Published orders: a method, one that it is said to be better than, and the paper.
+ORDERS: Sequence[tuple[str, str, str]] = (
+    ("ties", "task_arithmetic", "Yadav et al. 2023"),
+    ("breadcrumbs", "task_arithmetic", "Davari and Belilovsky 2024"),
+    ("lines", "task_arithmetic", "Wang et al. 2024"),
+    ("wudi", "task_arithmetic", "Cheng et al. 2025"),
+    ("tsv_m", "task_arithmetic", "Gargiulo et al. 2025"),
+    ("tsv_m", "ties", "Gargiulo et al. 2025"),
+    ("iso_c", "tsv_m", "Marczak et al. 2025"),
+    ("iso_cts", "iso_c", "Marczak et al. 2025"),
+    ("della", "dare_ties", "Deep et al. 2024"),
+    ("fisher", "linear", "Matena and Raffel 2022"),
+    ("regmean", "fisher", "Jin et al. 2023"),
+    ("task_arithmetic, then subspace_boosting", "task_arithmetic", "Skorobogat et al. 2025"),
+)
+
+
 @dataclass(frozen=True)
 class Entry:
     """A line of the scoreboard.

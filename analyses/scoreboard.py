@@ -27,10 +27,12 @@ import torch
 from recipe import CACHE, FIRST_SEED
 from report import HERE, save
 from scoreboard_rows import EVIDENCE_EXAMPLES, Row, Scorer
-from scoreboard_table import BAR, answers, board_of, draw, table, verdict
+from scoreboard_table import BAR, answers, board_of, draw, orders, table, verdict, write_page
 from soups import run_all
 from suites import Sizes, Suite
 
+#: The page of the docs that has the results.
+PAGE = HERE.parent / "docs" / "pages" / "scoreboard.md"
 #: Takes a seed, sizes and the folder of networks.
 MakeSuite: TypeAlias = Callable[[int, Sizes, Path], Suite]
 #: Name -> maker, sizes, and the sizes of ``--small``.
@@ -68,15 +70,15 @@ def _said(row: Row, objective: str) -> str:
     return f"{row['label']}, {row['settings']}: {figures}, {row['seconds']:.0f} s"
 
 
-def report(rows: Iterable[Row], small: bool, output: Path) -> None:
-    """Print the table and the answers, and write the results and the picture."""
+def report(rows: Iterable[Row], small: bool, output: Path, page: Path | None) -> None:
+    """Print the table and the answers, and write the results, the picture and, unless it is None, the page."""
     kept = list(rows)
     board = board_of(kept)
-    if BAR not in board.rows or len(board.complete("default")) < 2:
+    if not board.blocks or BAR not in board.rows or len(board.complete("default")) < 2:
         print("no suite is complete")
         return
     said = [verdict(board.ranks(settings), settings) for settings in ("default", "tuned")]
-    said += answers(board)
+    said += [*answers(board), *orders(board)]
     print("\n", *table(board), "", *said, sep="\n")
     print(*(f"left out: {label}: {reason}" for label, reason in board.left_out.items()), sep="\n")
     content: dict[str, Any] = {
@@ -92,6 +94,8 @@ def report(rows: Iterable[Row], small: bool, output: Path) -> None:
     }
     save("scoreboard", content, output)
     draw(board, output / "figures" / "scoreboard.png")
+    if page is not None:
+        write_page(page, board, said)
 
 
 @click.command(help=f"\b\n{__doc__}")
@@ -117,14 +121,14 @@ def main(
     cache: Path,
     output: Path,
 ) -> None:
-    """Print the table; write results/scoreboard.json and figures/scoreboard.png."""
+    """Print the table; write results/scoreboard.json, figures/scoreboard.png and the results in the docs."""
     torch.set_num_threads(1)
     began = perf_counter()
     labels = tuple(one.strip() for one in methods.split(";") if one.strip())
     places = product(range(first_seed, first_seed + seeds), suites.split(","))
     jobs = [(measure, (name, seed, small, labels, kept, cache.absolute())) for seed, name in places]
     found = run_all(jobs, workers)
-    report([row for rows in found for row in rows], small, output)
+    report([row for rows in found for row in rows], small, output, PAGE if output == HERE and not small else None)
     print(f"\n{perf_counter() - began:.0f} s with {workers} workers")
 
 

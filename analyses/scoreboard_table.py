@@ -8,6 +8,7 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any, TypeAlias
 
+from merge_settings import ORDERS
 from ranks import Ranks, ranks_of
 
 from weightspace.plots.picture import COLOURS, Figure, write_picture
@@ -24,7 +25,8 @@ UNITS: Mapping[str, tuple[str, str, float]] = {
 }
 #: The bar, and the search.
 BAR, SEARCH, BEST_TRIAL = ("task_arithmetic", "tuned"), ("search", "search"), ("best trial of all methods", "search")
-_SETTINGS = ("default", "tuned", "reference", "search")
+#: Marks around the results in the page of the docs.
+BEGIN, END = "<!-- scoreboard: begin -->", "<!-- scoreboard: end -->"
 
 
 @dataclass(frozen=True)
@@ -70,6 +72,11 @@ class Board:
         """Return the ranks of all methods, at their defaults or tuned."""
         labels = self.complete(settings)
         return ranks_of({one: [_signed(self._line(one, settings)[at], "test") for at in self.blocks] for one in labels})
+
+    def mean_gain(self, label: str, suite: str) -> float:
+        """Return the mean test score of a tuned method over the seeds of a suite; larger is better."""
+        line = self._line(label, "tuned")
+        return mean(_signed(line[at], "test") for at in self.blocks if at[0] == suite)
 
     def _line(self, label: str, settings: str) -> Mapping[Block, Row]:
         return self.rows.get((label, settings)) or self.rows[label, "default"]
@@ -170,6 +177,18 @@ def answers(board: Board) -> list[str]:
     return found
 
 
+def orders(board: Board) -> list[str]:
+    """Return for every published order of two methods, both tuned, in which suites it comes back on test data."""
+    known, found = board.complete("tuned"), []
+    for better, worse, source in ORDERS:
+        if better in known and worse in known:
+            gains = {suite: board.mean_gain(better, suite) - board.mean_gain(worse, suite) for suite in board.suites}
+            fails = [suite for suite, gain in gains.items() if gain <= 0]
+            outcome = f"does NOT come back in {', '.join(fails)}" if fails else "comes back in all suites"
+            found.append(f"{better} above {worse} ({source}): {outcome}")
+    return found
+
+
 def verdict(ranks: Ranks, settings: str) -> str:
     """Return Friedman's and Nemenyi's results as a sentence."""
     near = ", ".join(ranks.near_best)
@@ -177,6 +196,28 @@ def verdict(ranks: Ranks, settings: str) -> str:
         f"{settings}: {len(ranks.means)} methods, {ranks.blocks} blocks, Friedman p = {ranks.p_value:.2g}, critical "
         f"difference {ranks.critical:.1f}; not different from the best rank: {near}"
     )
+
+
+def write_page(path: Path, board: Board, said: Sequence[str]) -> None:
+    """Replace the results in the page of the docs, between its two marks, by the table, the answers and the picture."""
+    seeds = {suite: sum(1 for at in board.blocks if at[0] == suite) for suite in UNITS}
+    counts = ", ".join(f"{suite}: {count or 'none'}" for suite, count in seeds.items())
+    picture = "![Gains over tuned task arithmetic by suite, and mean ranks](../../analyses/figures/scoreboard.png)"
+    left = [f"| `{label}` | {reason} |" for label, reason in sorted(board.left_out.items())]
+    lines = [
+        f"Complete seeds: {counts}. Means and standard deviations over the seeds; *characters*: lower is better.",
+        "",
+        *table(board),
+        "",
+        picture,
+        "",
+        *(f"- {one}" for one in said),
+        "",
+        *(["| left out | reason |", "|---|---|", *left] if left else []),
+    ]
+    before, _, rest = path.read_text(encoding="utf-8").partition(BEGIN)
+    after = rest.partition(END)[2]
+    path.write_text(f"{before}{BEGIN}\n{chr(10).join(lines).rstrip()}\n{END}{after}", encoding="utf-8")
 
 
 def draw(board: Board, path: Path) -> None:
