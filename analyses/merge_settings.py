@@ -41,6 +41,7 @@ DEFAULTS: Mapping[str, Mapping[str, Any]] = {
     "breadcrumbs": {"density": 0.9, "gamma": 0.01, "lambda": PUBLISHED_LAMBDA},
     "breadcrumbs_ties": {"density": 0.9, "gamma": 0.01, "lambda": PUBLISHED_LAMBDA},
     "sce": {"select_topk": 0.1},
+    "consensus": {"lambda": PUBLISHED_LAMBDA},
 }
 #: Method -> what is tried; an empty space has nothing to tune.
 SPACES: Mapping[str, Space] = {
@@ -64,13 +65,19 @@ SPACES: Mapping[str, Space] = {
     "karcher": {},
     "multislerp": {},
     "fisher": {},
+    "consensus": {"tall_mask_lambda": (0.2, 0.4), "lambda": (0.2, 0.3, 0.4, 0.6)},
+    "localize_and_stitch": {"density": (0.05, 0.2), "lambda": (0.5, 1.0, 1.5, 2.0)},
+    "svc": {"lambda": (0.3, 0.5, 0.8, 1.0), "then.alpha": (0.25, 1.0)},
     "subspace_boosting": {"lambda": (0.2, 0.3, 0.5, 0.8), "then.beta": (0.01, 0.1)},
 }
-#: Methods for one model that are no step after a merge -> why they are left out.
+#: Methods that are a step after a merge although they take several models: the merge and the merged ones.
+STEPS = ("svc",)
+#: Methods that give no merge of all models, nor a step after one -> why they are left out.
 LEFT_OUT: Mapping[str, str] = {
     "passthrough": "copies one model",
     "wise_ft": "merges one model with its base; of several, it is task arithmetic",
     "arcee_fusion": "merges one model with another",
+    "tall_mask": "rebuilds one of the merged models",
 }
 
 #: What the search chooses from: methods of different kinds, λ and the density.
@@ -91,6 +98,10 @@ ORDERS: Sequence[tuple[str, str, str]] = (
     ("della", "dare_ties", "Deep et al. 2024"),
     ("fisher", "linear", "Matena and Raffel 2022"),
     ("regmean", "fisher", "Jin et al. 2023"),
+    ("consensus", "task_arithmetic", "Wang et al. 2024, TALL masks"),
+    ("dc_merge", "task_arithmetic", "DC-Merge 2026"),
+    ("optmerge", "wudi", "OptMerge 2025"),
+    ("task_arithmetic, then svc", "task_arithmetic", "SVC 2026"),
     ("task_arithmetic, then subspace_boosting", "task_arithmetic", "Skorobogat et al. 2025"),
 )
 
@@ -160,7 +171,8 @@ def _entry(row: Method, tasks: int) -> Entry:
     most, least = row.models[1], row.models[0]
     if row.name in LEFT_OUT:
         return Entry(row.name, row.name, reason=LEFT_OUT[row.name])
-    step = most == 1 and row.base in ("end", "required") and not any(one.required for one in row.parameters)
+    single = most == 1 and row.base in ("end", "required") and not any(one.required for one in row.parameters)
+    step = single or row.name in STEPS
     if not step and not (least <= tasks <= (tasks if most is None else most)):
         return Entry(row.name, row.name, reason="merges one model with its base" if most == 1 else "merges two models")
     if row.evidence and row.evidence not in KINDS:
