@@ -87,12 +87,17 @@ def trained(task: BuiltInTask, seed: int, *, cache: Path = CACHE) -> ws.StateDic
 
     Several processes may ask at once: one trains, the others wait for it.
     """
+    return ws.load_checkpoint(trained_path(task, seed, cache=cache))
+
+
+def trained_path(task: BuiltInTask, seed: int, *, cache: Path = CACHE) -> Path:
+    """Return the file in which ``trained`` keeps a network, after training it if it isn't there."""
     text = json.dumps([description(task), _data_digest(task), seed], sort_keys=True)
     path = cache / f"{task.name}-{seed}-{hashlib.sha256(text.encode()).hexdigest()[:16]}.safetensors"
     with _alone(path):
         if not path.exists():
             ws.save_checkpoint(ws.train(task, seed), path)
-    return ws.load_checkpoint(path)
+    return path
 
 
 def description(task: BuiltInTask) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from statistics import mean, stdev
 from typing import Any, TypeVar
 
 import torch
-from recipe import trained
+from recipe import BuiltInTask, trained_path
 from torch import Tensor
 
 import weightspace as ws
@@ -73,10 +73,15 @@ class Pot:
 
 def fine_tune(task: ClassificationTask, seed: int, cache: Path) -> ws.StateDict:
     """Return the fine-tune of a task and a seed, from the cache or made now, by the network too that it starts from."""
+    return ws.load_checkpoint(fine_tune_path(task, seed, cache))
+
+
+def fine_tune_path(task: BuiltInTask, seed: int, cache: Path) -> Path:
+    """Return the file in which ``fine_tune`` keeps a network, after training it if it isn't there."""
     digest = hashlib.sha256()
     for name, tensor in sorted(blank_network(task).state_dict().items()):
         digest.update(name.encode() + tensor.numpy().tobytes())
-    return trained(task, seed, cache=cache / digest.hexdigest()[:12])
+    return trained_path(task, seed, cache=cache / digest.hexdigest()[:12])
 
 
 def run_all(jobs: Sequence[tuple[Callable[..., Result], tuple[Any, ...]]], workers: int) -> list[Result]:

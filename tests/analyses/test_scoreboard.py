@@ -1,0 +1,185 @@
+"""The scoreboard: ranks against worked examples, settings of every method, and one suite shrunk, end to end."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+from click.testing import CliRunner
+
+import weightspace as ws
+from weightspace.merging.methods import METHODS, Method, Parameter
+
+Script = Callable[[str], ModuleType]
+
+
+def test_ranks_and_their_critical_difference_are_those_of_worked_examples(script: Script) -> None:
+    ranks = script("ranks").ranks_of({"a": [3.0, 1.0, 2.0], "b": [2.0, 3.0, 2.0], "c": [1.0, 2.0, 0.0]})
+    assert ranks.means == pytest.approx({"a": (1 + 3 + 1.5) / 3, "b": (2 + 1 + 1.5) / 3, "c": (3 + 2 + 3) / 3})
+    # Demšar 2006, section 3.2.2: four classifiers on 14 data sets, q = 2.569, CD = 1.25.
+    assert script("ranks").critical_difference(4, 14) == pytest.approx(2.569 * math.sqrt(4 * 5 / (6 * 14)), abs=1e-3)
+
+
+def test_methods_that_differ_by_less_than_the_critical_difference_are_near_the_best(script: Script) -> None:
+    blocks = 40
+    scores = {"good": [3.0] * blocks, "fair": [2.0] * blocks, "poor": [1.0] * blocks}
+    scores["equal"] = [3.0] * blocks
+    ranks = script("ranks").ranks_of(scores)
+    assert ranks.means == {"good": 1.5, "equal": 1.5, "fair": 3.0, "poor": 4.0}
+    assert ranks.near_best == ("equal", "good")
+
+
+@pytest.mark.parametrize("tasks", [4, 5, 8])
+def test_every_method_of_the_registry_has_a_line_of_at_most_eight_settings(script: Script, tasks: int) -> None:
+    settings = script("merge_settings")
+    found = {entry.method: entry for entry in settings.entries(tasks)}
+    assert set(found) == set(METHODS)
+    for entry in found.values():
+        if entry.reason:
+            continue
+        assert math.prod(map(len, entry.space.values())) <= settings.TRIALS
+        known = {one.name for one in METHODS[entry.method].parameters}
+        first = {one.name for one in METHODS["task_arithmetic"].parameters} if entry.step else known
+        for name in (*entry.space, *entry.defaults):
+            assert name.removeprefix("then.") in (known if name.startswith("then.") or not entry.step else first), entry
+    assert not found["task_arithmetic"].reason
+    assert found["slerp"].reason
+
+
+def test_a_method_added_to_the_registry_is_tried_by_the_names_of_its_parameters(script: Script) -> None:
+    settings = script("merge_settings")
+    rows = {
+        "scaled": Method("scaled", "x:x", "", "", parameters=(Parameter("lambda", 1.0),)),
+        "thinned": Method("thinned", "x:x", "", "", parameters=(Parameter("keep", 0.5, low=0, high=1),)),
+        "plain": Method("plain", "x:x", "", ""),
+        "pair": Method("pair", "x:x", "", "", models=(2, 2)),
+        "needy": Method("needy", "x:x", "", "", evidence="something else"),
+        "open": Method("open", "x:x", "", "", parameters=(Parameter("strength"),)),
+        "after": Method("after", "x:x", "", "", base="end", models=(1, 1)),
+    }
+    found = {entry.method: entry for entry in settings.entries(4, rows)}
+    assert found["scaled"].space == {"lambda": settings.MEANS}
+    assert len(found["thinned"].space["keep"]) == settings.TRIALS
+    assert found["plain"].space == {}
+    assert [name for name, entry in found.items() if entry.reason] == ["pair", "needy", "open"]
+    assert found["after"].label == "task_arithmetic, then after"
+    assert found["after"].space == {"lambda": settings.SUMS}
+
+
+def test_the_joint_score_is_the_mean_over_the_tasks_each_with_its_own_head(script: Script) -> None:
+    suites = script("suites")
+    from weightspace.tasks import Examples, TrainConfig
+
+    def load() -> dict[str, Examples]:
+        examples = Examples(torch.eye(4), torch.tensor([0, 1, 0, 1]))
+        return dict.fromkeys(("train", "validation", "test"), examples)
+
+    heads = {"right": torch.eye(2)[[0, 1, 0, 1]].T, "wrong": torch.eye(2)[[1, 0, 0, 1]].T}
+    recipe = TrainConfig(epochs=0)
+    parts = {
+        name: suites.HeadedTask(name, torch.nn.Identity, load, recipe=recipe, head=head) for name, head in heads.items()
+    }
+    joint = suites.JointTask("joint", parts, "accuracy")
+    assert isinstance(joint, ws.Task)
+    scores = joint.score(torch.nn.Identity(), "test")
+    assert (scores["right"], scores["wrong"]) == (1.0, 0.5)
+    assert (scores["accuracy"], scores["worst"]) == (0.75, 0.5)
+
+
+def test_the_texts_of_the_characters_suite_share_nothing_between_splits(script: Script) -> None:
+    suite = script("suite_characters")
+    texts = [f"text {number} " * 40 for number in range(40)]
+    splits = suite.splits_of(lambda: texts, 1, 10, 10)
+    lines = {split: set(_text(suite, found).split("\n")) for split, found in splits.items()}
+    assert not lines["train"] & lines["test"]
+    assert not lines["validation"] & lines["test"]
+    assert {split: len(found) for split, found in splits.items() if split != "train"} == {"validation": 10, "test": 10}
+
+
+def _text(suite: ModuleType, sequences: torch.Tensor) -> str:
+    """Return the whole lines of sequences: without the first and the last one, which may be cut."""
+    joined = "".join(suite.CHARACTERS[at] for row in sequences.tolist() for at in row[:-1])
+    return "\n".join(joined.split("\n")[1:-1])
+
+
+def test_code_has_no_docstrings_and_docstrings_have_no_code(script: Script) -> None:
+    suite = script("suite_characters")
+    place = suite.MODULES.index("bisect")
+    code, docstrings = suite.code()[place], suite.docstrings()[place]
+    assert "Bisection algorithms" in docstrings
+    assert "Bisection algorithms" not in code
+    assert "def insort_right" in code
+    assert "def insort_right" not in docstrings
+
+
+CHOSEN = "task_arithmetic;linear;regmean;task_arithmetic, then subspace_boosting;slerp"
+
+
+@pytest.fixture(scope="module")
+def run(script: Script, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Any]]:
+    """Return a function that runs the script on the smallest suite, with a cache that all tests share."""
+    rows, settings = script("scoreboard_rows"), script("merge_settings")
+    folder = tmp_path_factory.mktemp("scoreboard")
+
+    def invoke(*options: str) -> tuple[str, Any, Path]:
+        arguments = ["--small", "--suites", "characters", "--first-seed", "0", "--seeds", "1", "--workers", "1"]
+        command = script("scoreboard").main
+        result = CliRunner().invoke(
+            command,
+            [*arguments, "--methods", CHOSEN, "--cache", str(folder / "cache"), "--output", str(folder), *options],
+            catch_exceptions=False,
+        )
+        path = folder / "results" / "scoreboard.json"
+        return result.output, json.loads(path.read_text()) if path.is_file() else None, folder
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(rows, "SEARCH_TRIALS", 3)
+        patch.setattr(settings, "SUMS", (0.3, 1.0))
+        patch.setattr(
+            settings, "SPACES", {"task_arithmetic": {"lambda": (0.3, 1.0)}, "regmean": {"reduce": (0.5, 0.9)}}
+        )
+        yield invoke
+
+
+def test_a_shrunk_suite_gives_the_table_the_answers_and_the_picture(run: Callable[..., Any]) -> None:
+    printed, content, folder = run()
+    assert "| `task_arithmetic` |" in printed
+    assert "slerp is left out: merges one model with its base" in printed
+    assert (folder / "figures" / "scoreboard.png").stat().st_size > 10_000
+    rows = {(row["label"], row["settings"], row["seed"]): row for row in content["rows"] if "scores" in row}
+    default, tuned = (rows["task_arithmetic", kind, 0]["scores"] for kind in ("default", "tuned"))
+    assert tuned["validation"]["loss"] <= default["validation"]["loss"], "λ = .3 is among the settings"
+    parts = ("verbs", "examples", "docstrings", "code")
+    assert tuned["test"]["loss"] == pytest.approx(sum(tuned["test"][part] for part in parts) / len(parts))
+    assert any("above tuned task arithmetic in the mean of" in line for line in content["answers"])
+
+
+def test_what_is_kept_is_not_measured_again(
+    run: Callable[..., Any], script: Script, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, before, folder = run()
+    (row,) = (folder / "cache" / "rows").rglob("regmean-tuned-*.json")
+    row.unlink()  # as after a kill between the last trial and the row
+    scored, searched = [], []
+    validation, search = script("scoreboard_rows").Scorer._validation, ws.search
+    monkeypatch.setattr(
+        script("scoreboard_rows").Scorer, "_validation", lambda *args: scored.append(1) or validation(*args)
+    )
+    monkeypatch.setattr(ws, "search", lambda *args, **options: searched.append(1) or search(*args, **options))
+    _, kept, _ = run("--kept")
+    assert not searched
+    assert len(kept["rows"]) == len(before["rows"]) - 1
+    _, after, _ = run()
+    assert len(searched) == 1, "only the row that was gone"
+    assert not scored, "the scores of its trials were kept"
+    assert _scores(after) == _scores(before)
+
+
+def _scores(content: Mapping[str, Any]) -> dict[tuple[str, str, int], Any]:
+    return {(row["label"], row["settings"], row["seed"]): row["scores"] for row in content["rows"] if "scores" in row}
