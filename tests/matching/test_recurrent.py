@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from weightspace.connectivity import barrier, loss_curve
 from weightspace.matching import weight_matching
-from weightspace.matching.coordinate_ascent import assign, step
+from weightspace.matching.assignment import assign
+from weightspace.matching.coordinate_ascent import step
 from weightspace.matching.gains import families, pair_blocks
 from weightspace.symmetry import Permutation, PermutationSpec, derive_spec, permute
 from weightspace.symmetry.pattern import parse_axes

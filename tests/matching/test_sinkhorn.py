@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from weightspace.matching.coordinate_ascent import assign
+from weightspace.matching.assignment import assign
 from weightspace.matching.soft_permutations import sinkhorn
 
 

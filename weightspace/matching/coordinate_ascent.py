@@ -8,11 +8,10 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import product
 
-import numpy as np
 import torch
-from scipy.optimize import linear_sum_assignment
 from torch import Generator, Tensor
 
+from weightspace.matching.assignment import assign
 from weightspace.matching.gains import Family, Indices, Pair, PairGains, families
 from weightspace.progress import Progress
 from weightspace.symmetry import PermutationSpec
@@ -327,26 +326,3 @@ def _gains(family: Family, pair: Pair, groups: tuple[str, ...], indices: Indices
     sizes = [moved.shape[place] for place in places]
     a, b = (block.permute(order).reshape(math.prod(sizes), -1) for block in (pair.target, moved))
     return (a @ b.T).view(*sizes, *sizes).permute(0, 3, 1, 2, 4, 5)
-
-
-def assign(gains: Tensor) -> Tensor:
-    """Return the assignment of columns to rows with the largest total gain.
-
-    Args:
-        gains: ``(n, n)``, finite, any floating dtype; solved in float64.
-
-    Returns:
-        int64 ``(n,)``: row ``i`` is assigned column ``result[i]``.
-
-    Source:
-        Crouse 2016, https://doi.org/10.1109/TAES.2016.140952 (scipy's shortest augmenting paths).
-    """
-    gains = gains.detach().cpu().to(torch.promote_types(gains.dtype, torch.float32))
-    table = gains.numpy()  # numpy's argmax is ten times as fast as torch's
-    best = table.argmax(1)
-    if len(np.unique(best)) == len(best):  # every row can have its maximum: nothing to solve
-        return torch.from_numpy(best)
-    costs = np.subtract(np.take_along_axis(table, best[:, None], 1), table, dtype=np.float64)
-    costs -= costs.min(0)  # reduced costs have the same solution and are solved faster
-    _, columns = linear_sum_assignment(costs)
-    return torch.from_numpy(columns)

@@ -14,7 +14,7 @@ from torch import Generator, Tensor
 
 from weightspace.checkpoints import StateDict
 from weightspace.errors import WeightspaceError
-from weightspace.matching.coordinate_ascent import assign
+from weightspace.matching.assignment import assign
 from weightspace.matching.gains import Indices
 from weightspace.matching.loss_driven import EndpointPair
 from weightspace.suggestions import unknown

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from weightspace.matching.coordinate_ascent import assign
+from weightspace.matching.assignment import assign
 from weightspace.symmetry.kinds import action
 from weightspace.symmetry.kinds.symmetry_spec import Kind
 

@@ -19,7 +19,7 @@ from torch.nn.functional import softmax
 from weightspace.checkpoints import StateDict
 from weightspace.matching.aligning.best_maps import as_matrices
 from weightspace.matching.aligning.midpoint import Forward, divergence, logits_of
-from weightspace.matching.coordinate_ascent import assign
+from weightspace.matching.assignment import assign
 from weightspace.progress import Progress
 from weightspace.symmetry.kinds.action import Maps, act_on
 from weightspace.symmetry.kinds.element import Element
