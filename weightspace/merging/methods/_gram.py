@@ -22,7 +22,7 @@ _COLUMNS, _ROWS = 1024, 256
 
 
 class Spectrum(NamedTuple):
-    """The leading part of a spectrum: ``vectors``, ``(m, k)`` in float64, and singular ``values`` in descending order."""
+    """A leading part: ``vectors``, ``(m, k)`` in float64, and singular ``values`` in descending order."""
 
     vectors: Tensor
     values: Tensor

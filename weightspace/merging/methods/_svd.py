@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from weightspace.merging.methods._gram import gram, spectrum, times
+from weightspace.merging.methods._sketch import column_basis
 from weightspace.merging.methods._task_vectors import TaskVector, TaskVectors, summed
 from weightspace.merging.methods._tensor_stack import Chunk, Formula, TensorStack
 
@@ -30,7 +31,10 @@ def on_matrices(stack: TensorStack, merge: Matrices, lambda_: float) -> Formula:
 
     def formula(chunk: Chunk) -> Tensor:
         negated = TaskVectors(chunk).negated
-        merged = decomposed(list(negated), merge) if len(stack.shape) == 2 else summed(negated) / len(negated)
+        if len(stack.shape) == 2:
+            merged = decomposed([one.to(stack.device) for one in negated], merge).cpu()
+        else:
+            merged = summed(negated) / len(negated)
         return TaskVector(chunk.origin.double(), merged.double()).add_to_base(lambda_)
 
     return formula
@@ -61,6 +65,9 @@ def singular_vectors(
         return right.T, values, left.T
     size = None if whole is None else torch.linalg.vector_norm(whole)
     bound = _bound(matrix)
+    if rank is not None and (basis := column_basis(matrix, rank, bound, size)) is not None:
+        inner, values, right = singular_vectors(basis.T @ matrix, rank, whole)  # whose norm alone counts
+        return basis @ inner, values, right
     if matrix.dtype == torch.float32 and matrix.numel():
         found = spectrum(gram([matrix]), bound, size=size, rank=rank)
         if found is not None:
@@ -68,7 +75,8 @@ def singular_vectors(
             right = times((vectors / values).T, matrix)
             return vectors.to(matrix.dtype), values.to(matrix.dtype), right
     left, values, right = torch.linalg.svd(matrix, full_matrices=False)
-    kept = min(int((values > bound * (values[:1] if size is None else size)).sum()), len(values) if rank is None else rank)
+    least = bound * (values[:1] if size is None else size)
+    kept = min(int((values > least).sum()), len(values) if rank is None else rank)
     return left[:, :kept], values[:kept], right[:kept]
 
 

@@ -27,6 +27,10 @@ from weightspace.merging.methods._tensor_stack import Formula, TensorStack
     source="Marczak et al. 2025, https://arxiv.org/abs/2502.04959",
     base="required",
     granularity="whole",
+    on_device=True,
+    whole_copies=1,
+    whole_fixed=7,
+    squares=4,
     weighted=False,
 )
 def iso_c(
@@ -47,6 +51,10 @@ def iso_c(
     source="Marczak et al. 2025, https://arxiv.org/abs/2502.04959",
     base="required",
     granularity="whole",
+    on_device=True,
+    whole_copies=1,
+    whole_fixed=9,
+    squares=4,
     weighted=False,
 )
 def iso_cts(

@@ -28,6 +28,10 @@ from weightspace.merging.methods._tensor_stack import Formula, TensorStack
     base="end",
     models=(1, 1),
     granularity="whole",
+    on_device=True,
+    whole_copies=1,
+    whole_fixed=7,
+    squares=4,
     weighted=False,
 )
 def subspace_boosting(

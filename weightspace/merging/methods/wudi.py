@@ -36,6 +36,7 @@ _RATE, _BETAS, _EPSILON = 1e-5, (0.9, 0.999), 1e-8
     weighted=False,
     scale_free=False,
     whole_copies=8,
+    on_device=True,
 )
 def wudi(
     stack: TensorStack,
@@ -89,8 +90,8 @@ def _changed(differences: list[Tensor]) -> tuple[list[Tensor], list[float]]:
 def _sums(differences: list[Tensor], sizes: list[float]) -> tuple[Tensor, Tensor]:
     """Return ``Σ τ_i G_i`` and ``Σ G_i``."""
     columns = differences[0].shape[1]
-    total = torch.zeros(differences[0].shape, dtype=torch.float64)
-    whole = torch.zeros(columns, columns, dtype=torch.float64)
+    total = torch.zeros_like(differences[0], dtype=torch.float64)
+    whole = torch.zeros(columns, columns, dtype=torch.float64, device=total.device)
     for difference, size in zip(differences, sizes, strict=True):
         unit = difference.double() / size
         product = unit.T @ unit
@@ -107,7 +108,7 @@ def _inverse(product: Tensor) -> Tensor:
 def _descended(differences: list[Tensor], steps: int) -> Tensor:
     """Return the result of Adam from the sum of the differences."""
     changed, sizes = _changed(differences)
-    merged = torch.zeros(differences[0].shape, dtype=torch.float64)
+    merged = torch.zeros_like(differences[0], dtype=torch.float64)
     for difference in changed:
         merged += difference
     if not changed:
