@@ -104,6 +104,11 @@ class Candidate:
 _LATEST: dict[tuple[str | None, str | None], MergedTensors] = {}
 
 
+def forget_tensors() -> None:
+    """Release the tensors of this process's latest candidate."""
+    _LATEST.clear()
+
+
 def _files_of(recipe: Recipe, reading: ReadingOptions) -> list[Path]:
     """Return the files of the models of a recipe of several documents."""
     names = {document.name for document in recipe.documents}
