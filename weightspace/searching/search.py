@@ -199,8 +199,8 @@ class _Search:
             own = tuple(sign * value for sign, value in zip(signs, found, strict=True) if value is not None)
             if len(own) == len(signs) and all(_covers(own, point) and own != point for point in points):
                 warn_caller(
-                    f"{row.name!r} ({row.note or 'a reference'}) is at least as good on all tasks as every merge of the "
-                    "front on the validation data, and better on one. Prefer it, or use more trials."
+                    f"{row.name!r} ({row.note or 'a reference'}) is at least as good on all tasks as every merge of "
+                    "the front on the validation data, and better on one. Prefer it, or use more trials."
                 )
                 return row.name
         return ""
