@@ -49,6 +49,10 @@ def _list_methods(context: click.Context, _: click.Parameter, method: str | None
     return method
 
 
+#: Methods whose own products are computed on ``--device``.
+_ON_DEVICE = ("weight-matching",)
+
+
 @commands.command("match", epilog=_table())
 @click.argument("target")
 @click.argument("source")
@@ -110,9 +114,7 @@ def command(
         raise unknown("matching method", method, _ALL)
     options.check_inputs(target, source, *others, spec_file)
     if task is None:
-        options.check_effect(["data"], "without --task")
-        if method != "weight-matching":
-            options.check_effect(["device"], f"with {method} without --task")
+        options.check_effect(["data"] if method in _ON_DEVICE else ["data", "device"], "without --task")
     from weightspace import load_checkpoint
     from weightspace.matching import match
     from weightspace.symmetry import check_permutation_path
@@ -131,8 +133,7 @@ def command(
         paths = (target, source, *others)
         match_many(method, spec, paths, found, seed=seed, given=given, output=output, merged=merged, as_json=as_json)
         return
-    if method == "weight-matching":
-        given["device"] = device
+    given |= {"device": device} if method in _ON_DEVICE else {}
     a, b = load_checkpoint(target), load_checkpoint(source)
     begin = time.perf_counter()
     with progress(method) as update:

@@ -56,6 +56,14 @@ _SAVED = (".json", ".yml", ".yaml")
     default=True,
     help="Also score the single models, their mean, task arithmetic with ten scaling factors, and TIES.",
 )
+@click.option(
+    "--memory",
+    metavar="MB",
+    type=Whole(1, 2**40),
+    default=256,
+    show_default=True,
+    help="Memory budget of merges that are written: the best one, and those for a command, in MB.",
+)
 @options.soup_statistics
 @options.device("Device that the networks of --task and the models of lm-eval run on")
 @options.cache
@@ -135,7 +143,7 @@ def _check_output(recipe: str, output: str, said: Mapping[str, Any]) -> None:
     from weightspace.searching.output_check import check_output
     from weightspace.searching.search import space_of
 
-    execution = ExecutionOptions(force=options.forced())
+    execution = ExecutionOptions(said["memory"] * 2**20, force=options.forced())
     check_output(space_of(recipe, said["space"]), output, ReadingOptions(said["key"]), execution)
 
 
@@ -154,7 +162,7 @@ def _searched(recipe: str, score: CommandScore | LmEvalScore | list[Task], said:
             score,
             space=said["space"],
             mode=said["mode"],
-            options=SearchOptions(**{name: said[name] for name in names}, place=place),
+            options=SearchOptions(**{name: said[name] for name in names}, place=place, memory=said["memory"] * 2**20),
             reading=ReadingOptions(said["key"]),
             on_progress=_shown(show),
         )
@@ -183,7 +191,7 @@ def _write(report: SearchReport, output: str, tasks: Sequence[Task], said: Mappi
             recipe,
             output,
             reading=ReadingOptions(said["key"]),
-            execution=ExecutionOptions(force=options.forced()),
+            execution=ExecutionOptions(said["memory"] * 2**20, force=options.forced()),
             finish=finish,
             warn=warn,
             on_progress=update,

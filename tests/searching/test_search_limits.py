@@ -65,9 +65,12 @@ def test_a_full_disk_and_too_little_memory_are_found_at_once(recipe: Path, monke
         patched.setattr(shutil, "disk_usage", lambda path: full)
         assert "but the disk has 10 bytes free" in refused("-o", "best.safetensors")
     for name in ("base", "a", "b"):
-        ws.save_checkpoint({"w": torch.zeros(1500, 1500)}, f"{name}.safetensors")
+        ws.save_checkpoint({"w": torch.zeros(2000, 2000)}, f"{name}.safetensors")
     Path("recipe.yml").write_text(RECIPE.replace("task_arithmetic", "{choices: [task_arithmetic, tsv_m]}"))
     assert "needs about" in refused("-o", "best.safetensors")
+    score = f"{shutil.which('echo')} 1 {{model}}/"
+    words = ["recipe.yml", "--score", score, "--trials", "2", "--no-references", "--memory", "400"]
+    assert CliRunner().invoke(cli.main, ["search", *words, "-o", "best.safetensors"]).exit_code == 0
 
 
 class SlowTask(ClassificationTask):

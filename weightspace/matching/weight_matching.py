@@ -66,8 +66,7 @@ def weight_matching(
 
     Raises:
         CheckpointError: a checkpoint doesn't fit the spec or has non-finite weights.
-        WeightspaceError: a number is out of range, the device isn't available, or ``start`` belongs to another
-            spec (SpecError).
+        WeightspaceError: a number or device is invalid, or ``start`` belongs to another spec (SpecError).
 
     Warns:
         WeightspaceWarning: the spec has attention weights.

@@ -15,6 +15,7 @@ from weightspace.arguments import checked
 from weightspace.checkpoints.yaml_file import read_yaml
 from weightspace.errors import WeightspaceError, warn_caller
 from weightspace.merging import ReadingOptions
+from weightspace.merging.plan.options import MEMORY
 from weightspace.progress import Progress
 from weightspace.searching.candidates import Candidate, forget_tensors
 from weightspace.searching.command_score import CommandScore
@@ -57,6 +58,7 @@ class SearchOptions:
         cache: keep scores in ``$WEIGHTSPACE_CACHE/evaluations`` and reuse them.
         cache_key: identifies everything that a function's scores depend on; without it, they aren't cached.
         place: executor of the evaluations.
+        memory: memory limit in bytes of merges that are written to files, for a command.
 
     Example:
         >>> from weightspace.searching import SearchOptions
@@ -74,6 +76,7 @@ class SearchOptions:
     cache: bool = True
     cache_key: str | None = None
     place: Place = field(default_factory=Place)
+    memory: int = MEMORY
 
 
 @checked
@@ -211,7 +214,7 @@ class _Search:
         return self._candidate(self.space.written(values))
 
     def _candidate(self, text: str) -> Candidate:
-        return Candidate(text, self.space.where, self.reading)
+        return Candidate(text, self.space.where, self.reading, memory=self.options.memory)
 
     def _search(self) -> None:
         """Make the trials.
