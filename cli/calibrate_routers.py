@@ -65,8 +65,8 @@ def command(
     if len(tasks) not in (1, len(sources)):
         raise WeightspaceError(f"Found {len(tasks)} tasks for {len(sources)} sources; expected one for each, or one.")
     from weightspace.checkpoints import load_checkpoint, provenance, save_checkpoint
+    from weightspace.devices import check_device
     from weightspace.merging import calibrate_routers
-    from weightspace.tasks import check_device
     from weightspace.zoo import load_task
 
     options.check_apart(output, merged, *sources, *tasks)

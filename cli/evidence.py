@@ -48,8 +48,8 @@ def command(
     """
     options.check_inputs(checkpoint)
     from weightspace.checkpoints import load_checkpoint, provenance, save_checkpoint
+    from weightspace.devices import check_device
     from weightspace.evidence import collect_evidence
-    from weightspace.tasks import check_device
     from weightspace.zoo import load_task
 
     options.check_apart(output, checkpoint, task)

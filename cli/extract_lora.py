@@ -52,8 +52,8 @@ def command(
       weightspace merge base+adapter -m passthrough -o tuned-again
     """
     options.check_inputs(base, model)
+    from weightspace.devices import check_device
     from weightspace.lora import extract_lora_files
-    from weightspace.tasks import check_device
 
     check_device(device)
     options.check_apart(output, base, model)

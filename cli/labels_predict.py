@@ -199,11 +199,11 @@ def _classes(metric: str, given: dict[str, Any]) -> tuple[LabelMetric, list[Any]
 
 def _read(metric: str, scores: str, given: dict[str, Any]) -> tuple[LabelMetric, list[Any], Any, Any]:
     """Return the metric, the observed classes, the outputs and the probabilities, on the chosen device."""
+    from weightspace.devices import check_device
     from weightspace.labels.headers import check_columns
     from weightspace.labels.inputs import read_array, read_header
     from weightspace.labels.probabilities import as_tensor
     from weightspace.labels.results import probabilities_of
-    from weightspace.tasks.placing import check_device
 
     check_device(given["device"])
     _check_order(metric, scores)

@@ -49,6 +49,10 @@ def _list_methods(context: click.Context, _: click.Parameter, method: str | None
     return method
 
 
+#: Methods whose own products are computed on ``--device``.
+_ON_DEVICE = ("weight-matching",)
+
+
 @commands.command("match", epilog=_table())
 @click.argument("target")
 @click.argument("source")
@@ -65,7 +69,7 @@ def _list_methods(context: click.Context, _: click.Parameter, method: str | None
 )
 @options.spec_source
 @options.task(required=False)
-@options.device("Device that networks run on, for methods that use data")
+@options.device("Device for the networks of methods that use data, and for the products of weight-matching")
 @options.seed("Seed of the method's randomness: order of groups and batches, noise.")
 @click.option("--restarts", type=click.IntRange(min=0), help=f"Additional random starts ({_users('restarts')}). [0]")
 @click.option(
@@ -110,7 +114,7 @@ def command(
         raise unknown("matching method", method, _ALL)
     options.check_inputs(target, source, *others, spec_file)
     if task is None:
-        options.check_effect(("data", "device"), "without --task")
+        options.check_effect(["data"] if method in _ON_DEVICE else ["data", "device"], "without --task")
     from weightspace import load_checkpoint
     from weightspace.matching import match
     from weightspace.symmetry import check_permutation_path
@@ -129,6 +133,7 @@ def command(
         paths = (target, source, *others)
         match_many(method, spec, paths, found, seed=seed, given=given, output=output, merged=merged, as_json=as_json)
         return
+    given |= {"device": device} if method in _ON_DEVICE else {}
     a, b = load_checkpoint(target), load_checkpoint(source)
     begin = time.perf_counter()
     with progress(method) as update:

@@ -12,7 +12,15 @@ from weightspace.cli import commands, options
 from weightspace.cli.commands import Choice, Whole
 from weightspace.cli.merge_differences import check_reports, report_differences
 from weightspace.cli.merge_least_squares import check_least_squares, least_squares_option
-from weightspace.cli.merge_methods import check_method, dtype_options, is_recipe, parameter_options, parameters_of
+from weightspace.cli.merge_methods import (
+    check_device_effect,
+    check_method,
+    device_of,
+    dtype_options,
+    is_recipe,
+    parameter_options,
+    parameters_of,
+)
 from weightspace.cli.merge_networks import advice_on_statistics, network_options
 from weightspace.cli.merge_reading import reading_of, reading_options
 from weightspace.cli.merge_report import interrupted_line, plan_rows, size_of
@@ -67,7 +75,7 @@ _SIGINT = 130
 @least_squares_option
 @options.spec_source
 @options.task(required=False)
-@options.device("Device that the networks of --task run on (tensors are merged on the CPU)")
+@options.device("Device for the networks of --task, and for methods that decompose or multiply matrices")
 @options.seed("Seed of random masks and of the matching.")
 @click.option("--dry-run", is_flag=True, help="Print the plan; write nothing, and run no custom code.")
 @click.option(
@@ -203,7 +211,8 @@ def _check_effects(
         own = [parameter.name or "" for parameter in click.get_current_context().command.params]
         options.check_effect([name for name in own if name not in _OF_REPRODUCTION], "with --reproduce")
     if said["task"] is None:
-        options.check_effect(("data", "device"), "without --task")
+        options.check_effect(["data"], "without --task")
+        check_device_effect(sources, reproduce, said)
     method, is_drawn = said["method"] or "linear", said["align"] is not None or reproduce is not None
     has_seed = method not in METHODS or any(parameter.name == "seed" for parameter in METHODS[method].parameters)
     if not (is_recipe(sources) or is_drawn or has_seed):
@@ -257,7 +266,9 @@ def _merge(
         align=align,
         finish=finish,
         reading=reading_of(said),
-        output=OutputOptions(size_of(said["shard_size"]), said["allow_nonfinite"], said["hashes"], recorded),
+        output=OutputOptions(
+            size_of(said["shard_size"]), said["allow_nonfinite"], said["hashes"], recorded, device_of(sources, said)
+        ),
         execution=_execution_options(said),
         dry_run=said["dry_run"],
         lenient=said["lenient"],

@@ -156,3 +156,18 @@ def _value(text: str) -> Any:
         except ValueError:
             continue
     return text
+
+
+def check_device_effect(sources: tuple[str, ...], reproduce: str | None, said: Mapping[str, Any]) -> None:
+    """Refuse a device that nothing is computed on."""
+    if reproduce is not None:
+        options.check_effect(["device"], "without --task")
+    elif device_of(sources, {**said, "device": "other"}) == "cpu":
+        method = said["method"] or "linear"
+        options.check_effect(["device"], f"with {method}, which is computed on the CPU, and without --task")
+
+
+def device_of(sources: tuple[str, ...], said: Mapping[str, Any]) -> str:
+    """Return the device that tensors are merged on."""
+    method = METHODS.get(said["method"] or "linear")
+    return said["device"] if is_recipe(sources) or (method is not None and method.on_device) else "cpu"

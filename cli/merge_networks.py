@@ -49,7 +49,7 @@ def network_options(
         reproduced: a merge whose recorded weights least squares are to use.
     """
     network = (said.pop("spec_file"), said.pop("network"), said.pop("example_inputs"))
-    method, task, data, device = said.pop("align"), said.pop("task"), said.pop("data"), said.pop("device")
+    method, task, data, device = said.pop("align"), said.pop("task"), said.pop("data"), said["device"]
     by_least_squares = said.pop("least_squares")
     if method is None and any(network):
         raise WeightspaceError("--spec, --network and --input are for --align, which was not given.")

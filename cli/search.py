@@ -56,6 +56,14 @@ _SAVED = (".json", ".yml", ".yaml")
     default=True,
     help="Also score the single models, their mean, task arithmetic with ten scaling factors, and TIES.",
 )
+@click.option(
+    "--memory",
+    metavar="MB",
+    type=Whole(1, 2**40),
+    default=256,
+    show_default=True,
+    help="Memory budget of merges that are written: the best one, and those for a command, in MB.",
+)
 @options.soup_statistics
 @options.device("Device that the networks of --task and the models of lm-eval run on")
 @options.cache
@@ -97,10 +105,13 @@ def command(
     options.check_inputs(recipe, said["space"])
     for path in (output, *reports):
         options.check_apart(path, recipe, said["space"], *tasks)
+    from weightspace.searching.output_check import check_folder
     from weightspace.searching.references import models_of
 
     for path in (output, *reports):
         options.check_apart(path, *models_of(recipe))
+        check_folder(Path(path))
+    _check_output(recipe, output, said)
     loaded = [networks.load_any_task(name, data, device=said["device"]) for name in tasks]
     found = [task for task in loaded if task is not None]
     report = _searched(recipe, command_score or found, said)
@@ -126,6 +137,16 @@ def _check(tasks: Sequence[str], reports: Sequence[str], said: Mapping[str, Any]
     return None if said["score"] is None else path_score(said["score"], said["device"])
 
 
+def _check_output(recipe: str, output: str, said: Mapping[str, Any]) -> None:
+    """Check that the best merge can be written before anything is scored."""
+    from weightspace.merging import ExecutionOptions, ReadingOptions
+    from weightspace.searching.output_check import check_output
+    from weightspace.searching.search import space_of
+
+    execution = ExecutionOptions(said["memory"] * 2**20, force=options.forced())
+    check_output(space_of(recipe, said["space"]), output, ReadingOptions(said["key"]), execution)
+
+
 def _searched(recipe: str, score: CommandScore | LmEvalScore | list[Task], said: Mapping[str, Any]) -> SearchReport:
     """Run the search, showing every trial."""
     from weightspace import search
@@ -141,7 +162,7 @@ def _searched(recipe: str, score: CommandScore | LmEvalScore | list[Task], said:
             score,
             space=said["space"],
             mode=said["mode"],
-            options=SearchOptions(**{name: said[name] for name in names}, place=place),
+            options=SearchOptions(**{name: said[name] for name in names}, place=place, memory=said["memory"] * 2**20),
             reading=ReadingOptions(said["key"]),
             on_progress=_shown(show),
         )
@@ -170,7 +191,7 @@ def _write(report: SearchReport, output: str, tasks: Sequence[Task], said: Mappi
             recipe,
             output,
             reading=ReadingOptions(said["key"]),
-            execution=ExecutionOptions(force=options.forced()),
+            execution=ExecutionOptions(said["memory"] * 2**20, force=options.forced()),
             finish=finish,
             warn=warn,
             on_progress=update,
@@ -209,6 +230,8 @@ def _show(report: SearchReport, output: str, reports: Sequence[str], *, as_json:
     impossible = [trial for trial in report.trials if trial.error]
     if impossible:
         echo(f"{len(impossible)} of {len(report.trials)} trials were impossible, the first one: {impossible[0].error}")
+    if report.unreferenced:
+        echo(f"no simple merges to compare with: {report.unreferenced}")
     if report.gain is not None:
         gain = report.gain
         echo(f"gain over {report.compared}: {gain.value:+.4f}, 95 % interval {gain.low:+.4f} to {gain.high:+.4f}")

@@ -117,8 +117,8 @@ def _found(a: str, b: str | None, gammas: tuple[float, ...], drawn: bool, said: 
 
     from weightspace import SymmetrySpec, interpolate, load_checkpoint, spectrum
     from weightspace.checkpoints import check_compatible
+    from weightspace.devices import check_device
     from weightspace.symmetry import canonicalise
-    from weightspace.tasks import check_device
 
     place = {"device": said["device"], "source": said["network"], "inputs": said["example_inputs"]}
     task = networks.load_any_task(said["task"], said["data"], **place)

@@ -36,6 +36,7 @@ class CoordinateAscent:
         pairs: blocks of the target paired with those of the source.
         workers: solve families that share no block in parallel.
         max_sweeps: maximum passes over all groups in one ascent.
+        device: where the products of the gains are computed.
         on_progress: called after every ``"sweep"``, with the objective and the number of families ``moved``.
     """
 
@@ -46,10 +47,11 @@ class CoordinateAscent:
         workers: Workers,
         *,
         max_sweeps: int,
+        device: str = "cpu",
         on_progress: Callable[[Progress], None] | None = None,
     ) -> None:
         self.spec, self.pairs, self.workers = spec, pairs, workers
-        self.families = families(spec, pairs)
+        self.families = families(spec, pairs, device)
         self.max_sweeps, self.on_progress = max_sweeps, on_progress
 
     def objective(self, indices: Indices) -> float:

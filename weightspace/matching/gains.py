@@ -81,12 +81,13 @@ class Place(NamedTuple):
 
 @dataclass(eq=False)
 class Family:
-    """A group, its inner groups, and its blocks."""
+    """A group, its inner groups, and its blocks; the products of its gains are computed on ``device``."""
 
     group: str
     inner: tuple[str, ...]
     spec: PermutationSpec
     pairs: list[Pair] = field(default_factory=list)
+    device: str = "cpu"
     _gains: dict[tuple[str, ...], _Gains] = field(default_factory=dict)
 
     def members(self) -> tuple[str, ...]:
@@ -122,7 +123,7 @@ class Family:
             float32 (float64 for float64 weights) of shape ``(n, n)``; ``(outer, inner, outer, inner)`` for two.
         """
         if rows not in self._gains:
-            self._gains[rows] = _Gains(rows, self._terms(rows), self.spec)
+            self._gains[rows] = _Gains(rows, self._terms(rows), self.spec, self.device)
         return self._gains[rows].at(indices)
 
     def pair_gains(self, inner: str, indices: Indices) -> PairGains:
@@ -195,10 +196,10 @@ class _Term:
 
 
 class _Gains:
-    """A gain matrix that tracks the permutations of the neighbours."""
+    """A gain matrix that tracks the permutations of the neighbours; it is summed on a device, and read on the CPU."""
 
-    def __init__(self, rows: tuple[str, ...], terms: list[_Term], spec: PermutationSpec) -> None:
-        self.terms = terms
+    def __init__(self, rows: tuple[str, ...], terms: list[_Term], spec: PermutationSpec, device: str) -> None:
+        self.terms, self.device = terms, device
         self.outer = spec.outer
         self.shape = tuple(spec.groups[group] for group in rows) * 2
         self.total: Tensor | None = None
@@ -206,9 +207,10 @@ class _Gains:
     def at(self, indices: Indices) -> Tensor:
         for term in (term for term in self.terms if term.held() <= indices.keys()):
             for a, b in self._news(term, indices):
-                rows, columns = unfold(a, term.places), unfold(b, term.places).T
+                rows, columns = (unfold(one, term.places).to(self.device) for one in (a, b))
+                columns = columns.T
                 self.total = rows @ columns if self.total is None else self.total.addmm_(rows, columns)
-        return torch.zeros(self.shape) if self.total is None else self.total.view(self.shape)
+        return torch.zeros(self.shape) if self.total is None else self.total.view(self.shape).cpu()
 
     def _news(self, term: _Term, indices: Indices) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield the changes in a block since its last evaluation: target, and new minus old source."""
@@ -245,10 +247,10 @@ def unfold(block: Tensor, places: tuple[int, ...]) -> Tensor:
     return block.permute(*places, *rest).reshape(math.prod(block.shape[place] for place in places), -1)
 
 
-def families(spec: PermutationSpec, pairs: list[Pair]) -> list[Family]:
+def families(spec: PermutationSpec, pairs: list[Pair], device: str = "cpu") -> list[Family]:
     """Return one family for every outermost group, in the order of the spec."""
     result = {
-        group: Family(group, tuple(i for i, o in spec.outer.items() if o == group), spec)
+        group: Family(group, tuple(i for i, o in spec.outer.items() if o == group), spec, device=device)
         for group in spec.groups
         if group not in spec.outer
     }

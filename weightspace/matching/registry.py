@@ -62,7 +62,7 @@ _ROWS = (
         "inner product of the weights",
         needs_task=False,
         function="weight_matching:weight_matching",
-        options=("restarts", "max_sweeps"),
+        options=("restarts", "max_sweeps", "device"),
     ),
     MatchingMethod(
         "activation-matching",

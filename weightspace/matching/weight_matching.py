@@ -13,6 +13,7 @@ from torch import Generator, Tensor
 
 from weightspace.arguments import checked
 from weightspace.checkpoints import StateDict
+from weightspace.devices import check_device
 from weightspace.errors import WeightspaceError
 from weightspace.matching.attention import warn_of_attention
 from weightspace.matching.coordinate_ascent import AscentResult, CoordinateAscent, Workers, match
@@ -35,6 +36,7 @@ def weight_matching(
     restarts: int = 0,
     max_sweeps: int = 100,
     threads: int | None = None,
+    device: str | None = None,
     on_progress: Callable[[Progress], None] | None = None,
 ) -> Matching:
     """Permute a source towards a target by coordinate ascent on the inner product of their weights.
@@ -56,6 +58,7 @@ def weight_matching(
         restarts: additional ascents from random permutations; the highest objective wins.
         max_sweeps: maximum passes over all groups in one ascent.
         threads: groups solved in parallel, by default as many as torch has threads; the result is the same.
+        device: where products of weights are computed, by default on the CPU; assignments are solved on the CPU.
         on_progress: called after every ``"sweep"``, with the objective.
 
     Returns:
@@ -63,7 +66,7 @@ def weight_matching(
 
     Raises:
         CheckpointError: a checkpoint doesn't fit the spec or has non-finite weights.
-        WeightspaceError: a number is out of range, or ``start`` belongs to another spec (SpecError).
+        WeightspaceError: a number or device is invalid, or ``start`` belongs to another spec (SpecError).
 
     Warns:
         WeightspaceWarning: the spec has attention weights.
@@ -80,7 +83,7 @@ def weight_matching(
         True
     """
     warn_of_attention("weight-matching", spec.axes)
-    options: dict[str, Any] = {"restarts": restarts, "max_sweeps": max_sweeps, "threads": threads}
+    options: dict[str, Any] = {"restarts": restarts, "max_sweeps": max_sweeps, "threads": threads, "device": device}
     return match_weights(spec, target, source, seed=seed, start=start, on_progress=on_progress, **options)
 
 
@@ -94,15 +97,18 @@ def match_weights(
     restarts: int = 0,
     max_sweeps: int = 100,
     threads: int | None = None,
+    device: str | None = None,
     on_progress: Callable[[Progress], None] | None = None,
 ) -> Matching:
     """Return the result of ``weight_matching`` as a step of other methods, without its warning."""
     check_limits(max_sweeps=(max_sweeps, 1), restarts=(restarts, 0), threads=(threads, 1))
+    place = device or "cpu"
+    check_device(place)
     check_matchable(spec, target, source, start)
     generator, first = torch.Generator().manual_seed(seed), dict((start or Permutation.identity(spec)).indices)
     with Workers(threads or torch.get_num_threads()) as workers:
         pairs = pair_blocks(spec, target, source)
-        climb = CoordinateAscent(spec, pairs, workers, max_sweeps=max_sweeps, on_progress=on_progress)
+        climb = CoordinateAscent(spec, pairs, workers, max_sweeps=max_sweeps, device=place, on_progress=on_progress)
         best = _best_ascent(climb, first, start is None, restarts, generator)
         history = (climb.objective(first), *best.history)
     return matched(spec, target, source, Permutation(spec, best.indices), history, converged=best.converged)

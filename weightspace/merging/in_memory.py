@@ -15,6 +15,7 @@ from weightspace.arithmetic.parametrizations import Coordinates, combined
 from weightspace.arithmetic.pruning import PrunedTensor
 from weightspace.checkpoints import StateDict, check_compatible
 from weightspace.checkpoints.buffers import check_evidence, effective_name
+from weightspace.devices import check_device
 from weightspace.errors import WeightspaceError, warn_caller
 from weightspace.lora.factor_files import check_is_model
 from weightspace.merging.methods import Method
@@ -39,6 +40,7 @@ def merge(
     parameters: Mapping[str, Any] | None = None,
     evidence: Sequence[StateDict] | None = None,
     allow_nonfinite: bool = False,
+    device: str = "cpu",
 ) -> StateDict:
     """Merge networks of one architecture into one.
 
@@ -51,6 +53,7 @@ def merge(
         parameters: options of the method by name; those that may differ by model take one value or a list.
         evidence: statistics of data by tensor name, one mapping per model, for methods with ``Method.evidence``.
         allow_nonfinite: merge NaN and infinity too.
+        device: where matrices are decomposed and multiplied; see ``OutputOptions``.
 
     Returns:
         New tensors in the order of the first state dict and the (promoted) dtype of the inputs, rounded once. Integer
@@ -59,8 +62,8 @@ def merge(
 
     Raises:
         CheckpointError: names or shapes differ, or a tensor is float in one model and integer in another.
-        WeightspaceError: the method, a parameter, the weights or the evidence is invalid; integer tensors or pruning
-            masks differ; a tensor or the result holds NaN or infinity.
+        WeightspaceError: the method, a parameter, the weights, the evidence or the device is invalid; integer
+            tensors or pruning masks differ; a tensor or the result holds NaN or infinity.
 
     Warns:
         WeightspaceWarning: the running statistics of BatchNorm are averaged; ``reset_statistics`` recomputes them.
@@ -73,7 +76,9 @@ def merge(
         >>> ws.merge([math, code], "task_arithmetic", base=base)
         {'w': tensor([2., 3.])}
     """
-    merged = merge_states(states, find_method(method), base, weights, parameters, evidence, finite=not allow_nonfinite)
+    check_device(device, torch.float64)
+    row, finite = find_method(method), not allow_nonfinite
+    merged = merge_states(states, row, base, weights, parameters, evidence, finite=finite, device=device)
     advice = statistics_advice(merged, _REMEDY) if len(states) > 1 and method != "passthrough" else None
     if advice is not None:
         warn_caller(advice)
@@ -90,13 +95,14 @@ def merge_states(
     evidence: Sequence[StateDict] | None = None,
     *,
     finite: bool = True,
+    device: str = "cpu",
 ) -> StateDict:
     """Return the merge of networks by a row of the table of methods; see ``merge``."""
     _check_models(states, base)
     listed = [index for index, state in enumerate(states) if state is base]
     models, origin, factors = split_base(row, states, base, listed, weights)
     arguments = row.arguments(parameters or {}, len(models))
-    merging = _Merging(states[0], row, factors, arguments, evidence, finite)
+    merging = _Merging(states[0], row, factors, arguments, evidence, finite, device)
     everything = models if origin is None else [*models, origin]
     # A base that is an endpoint counts as one of the models; any other base is not part of the result.
     ends = len(everything) if row.base == "end" else len(models)
@@ -137,6 +143,7 @@ class _Merging:
         arguments: Mapping[str, Any],
         evidence: Sequence[StateDict] | None,
         finite: bool,
+        device: str,
     ) -> None:
         self.layers = Layers(names)
         self.row = row
@@ -146,6 +153,7 @@ class _Merging:
         if not all(isinstance(statistics, Mapping) for statistics in self.evidence):
             raise WeightspaceError("Evidence is one state dict per model, name -> statistics; found something else.")
         self.finite = finite
+        self.device = device
         self.global_arguments: Mapping[str, Mapping[str, Any]] = {}
         self.parametrized: Collection[str] = ()
         self.masks: Mapping[str, Tensor] = {}
@@ -206,4 +214,5 @@ class _Merging:
             compute_dtype(flat.dtype for flat in flats),
             evidence=[None if tensor is None else InMemory(tensor) for tensor in evidence],
             layer=self.layers.depth(name),
+            device=self.device if self.row.on_device else "cpu",
         )

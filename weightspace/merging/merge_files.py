@@ -116,7 +116,7 @@ def _merge(
     strict: bool,
 ) -> MergeReport:
     """Check the options, read the recipe, plan and merge."""
-    _check_options(out, execution, lenient=lenient, strict=strict)
+    _check_options(out, output, execution, lenient=lenient, strict=strict)
     listeners = Listeners(warnings if lenient else None, warnings, None if strict else warnings)
     with running_no_code() if steps.dry_run else nullcontext():
         recipe = _recipe(inputs, settings, listeners)
@@ -173,13 +173,21 @@ def _bytes_reporter(on_progress: Callable[[Progress], None] | None) -> OnBytes |
     return lambda done, total: on_progress(Progress("bytes", done, total))
 
 
-def _check_options(out: str | os.PathLike[str], execution: ExecutionOptions, *, lenient: bool, strict: bool) -> None:
+def _check_options(
+    out: str | os.PathLike[str], output: OutputOptions, execution: ExecutionOptions, *, lenient: bool, strict: bool
+) -> None:
     """Check the options that do not depend on the recipe."""
     if is_url(out):
         raise CheckpointError(f"{out} is a URL; expected a local path to write to. Merge to a local path and copy it.")
     check_named(out)
     if execution.executor not in (known := ("auto", "threads", *EXECUTORS)):
         raise unknown("executor", execution.executor, known)
+    if output.device != "cpu":
+        import torch  # only here: planning does without
+
+        from weightspace.devices import check_device
+
+        check_device(output.device, torch.float64)
     if lenient and strict:
         raise WeightspaceError("lenient and strict exclude each other; expected at most one of them.")
 

@@ -31,7 +31,18 @@ _ARGUMENTS = {"align": "the alignment (--spec, --network or --task)", "statistic
 
 
 #: Options that a plan records itself.
-_OWN = ("shard_size", "allow_nonfinite", "lenient", "code", "key", "strip_prefix", "stages", "components", "names")
+_OWN = (
+    "shard_size",
+    "allow_nonfinite",
+    "device",
+    "lenient",
+    "code",
+    "key",
+    "strip_prefix",
+    "stages",
+    "components",
+    "names",
+)
 
 
 @brief
@@ -115,7 +126,8 @@ def reproduce(
 
 
 def _output_options(options: Mapping[str, Any], recorded: Mapping[str, Any], *, hashes: bool) -> OutputOptions:
-    return OutputOptions(options["shard_size"], options.get("allow_nonfinite", False), hashes, recorded)
+    device = options.get("device", "cpu")
+    return OutputOptions(options["shard_size"], options.get("allow_nonfinite", False), hashes, recorded, device)
 
 
 def _reading_options(options: Mapping[str, Any]) -> ReadingOptions:
@@ -132,7 +144,9 @@ def _options(path: Path, metadata: Mapping[str, str]) -> dict[str, Any]:
         _digests(inputs)
         size = options["shard_size"]
         whole = isinstance(size, int) and not isinstance(size, bool) and size > 0
-        words = all(options.get(key) is None or isinstance(options[key], str) for key in ("key", "strip_prefix"))
+        words = all(
+            options.get(key) is None or isinstance(options[key], str) for key in ("key", "strip_prefix", "device")
+        )
         parts = options.get("components", [])
         words = words and isinstance(parts, list) and all(isinstance(part, str) for part in parts)
         if whole and words and all(options.get(key, False) in (True, False) for key in ("allow_nonfinite", "lenient")):

@@ -33,7 +33,7 @@ def run_on_ray(
         if gpus > (found := ray.cluster_resources().get("GPU", 0)):
             raise too_few_gpus(gpus, found, "the cluster has")
         remote = ray.remote(max_retries=TRIES - 1, num_gpus=gpus)(_job)
-        common = (threads_here(), loaded_files(), ray.put(_packed(ray, function)))
+        common = (os.getcwd(), threads_here(), loaded_files(), ray.put(_packed(ray, function)))
         sent = _sent(ray, jobs)
         waiting = list(enumerate(jobs))[::-1]
         while waiting or running:
@@ -52,10 +52,12 @@ def run_on_ray(
             ray.shutdown()
 
 
-def _job(threads: int | None, files: dict[str, str], *packed: bytes) -> Any:
-    """Run a job on a Ray worker: make the user's modules importable, unpickle the job, call it."""
+def _job(folder: str, threads: int | None, files: dict[str, str], *packed: bytes) -> Any:
+    """Run a job on a Ray worker: go to the caller's folder, make the user's modules importable, unpickle and call."""
     from ray.cloudpickle import loads
 
+    if os.path.isdir(folder):  # on the shared file system: paths may be relative to it
+        os.chdir(folder)
     find_modules(files)
     function, *arguments = map(loads, packed)
     return do_job(threads, function, *arguments)

@@ -13,6 +13,7 @@ from weightspace.checkpoints.yaml_file import parse_yaml
 from weightspace.merging import ExecutionOptions, OutputOptions, ReadingOptions, merge_files
 from weightspace.merging.out_of_core.merged_state import MergedTensors
 from weightspace.merging.out_of_core.planner import PlanOptions, make_plan
+from weightspace.merging.plan.options import MEMORY
 from weightspace.merging.plan.plan import Plan
 from weightspace.merging.recipe.parse import recipe_in
 from weightspace.merging.recipe.types import Recipe
@@ -31,12 +32,14 @@ class Candidate:
         where: the recipe's name in errors.
         reading: options for reading the models.
         mixed: whether it is a mixture, whose activations BatchNorm hasn't seen.
+        memory: memory limit in bytes where it is written.
     """
 
     text: str
     where: str
     reading: ReadingOptions = field(default_factory=ReadingOptions)
     mixed: bool = True
+    memory: int = MEMORY
 
     @property
     def recipe(self) -> Recipe:
@@ -95,13 +98,18 @@ class Candidate:
         with tempfile.TemporaryDirectory(prefix="weightspace-") as folder:
             is_folder = not as_file and not Path(first).is_file()
             path = Path(folder) / ("merged" if is_folder else "merged.safetensors")
-            output, execution = OutputOptions(hashes=False), ExecutionOptions(fsync=False)
+            output, execution = OutputOptions(hashes=False), ExecutionOptions(self.memory, fsync=False)
             merge_files(recipe, path, reading=self.reading, output=output, execution=execution, warn=_drop)
             yield path
 
 
 #: How the models of this process's latest candidate were read -> its tensors.
 _LATEST: dict[tuple[str | None, str | None], MergedTensors] = {}
+
+
+def forget_tensors() -> None:
+    """Release the tensors of this process's latest candidate."""
+    _LATEST.clear()
 
 
 def _files_of(recipe: Recipe, reading: ReadingOptions) -> list[Path]:

@@ -40,21 +40,17 @@ class Reference:
 def references_of(recipe: Recipe) -> list[Reference]:
     """Return the references for a recipe: single models, the mean, task arithmetic and TIES.
 
-    A recipe of slices, modules or several documents has single models only, and none if they differ in their layers.
+    Those of several documents, or of steps after a merge, are of the models of all documents. There are none for a
+    recipe that moves layers or modules (see ``reason_for_none``).
 
     Args:
         recipe: a recipe without searched values.
     """
-    whole = (
-        not recipe.documents
-        and not recipe.modules
-        and all(source.layer_range is None for part in recipe.slices for source in part.sources)
-    )
-    if not whole:
+    if reason_for_none(recipe):
         return []
-    base = recipe.base
-    tuned = [model for model in recipe.models if model != base]
-    references = [Reference("best single model", single_model(model), model, mixed=False) for model in recipe.models]
+    base, models = _base_of(recipe), _models_of(recipe)
+    tuned = [model for model in models if model != base]
+    references = [Reference("best single model", single_model(model), model, mixed=False) for model in models]
     if len(tuned) > 1:
         references.append(Reference("uniform", _merge("linear", tuned, recipe, {"normalize": True})))
     if base is not None and tuned:
@@ -63,6 +59,32 @@ def references_of(recipe: Recipe) -> list[Reference]:
             references.append(Reference("task arithmetic, λ tuned", text, f"λ = {factor:g}"))
         references.append(Reference("TIES, defaults", _merge("ties", tuned, recipe, _TIES, base)))
     return references
+
+
+def reason_for_none(recipe: Recipe) -> str:
+    """Return why a recipe has no references, or an empty text if it has some."""
+    documents = (*recipe.documents, recipe)
+    if any(document.modules for document in documents):
+        return "the recipe merges modules of different models"
+    sources = [source for document in documents for part in document.slices for source in part.sources]
+    return "the recipe moves layers" if any(source.layer_range is not None for source in sources) else ""
+
+
+def _models_of(recipe: Recipe) -> list[str]:
+    """Return the models of all documents, without the results of documents."""
+    documents = (*recipe.documents, recipe)
+    results = {document.name for document in documents}
+    return [
+        model for model in dict.fromkeys(model for one in documents for model in one.models) if model not in results
+    ]
+
+
+def _base_of(recipe: Recipe) -> str | None:
+    """Return the base that all documents with one share; None if there is none, or several."""
+    documents = (*recipe.documents, recipe)
+    results = {document.name for document in documents}
+    bases = {document.base for document in documents if document.base is not None and document.base not in results}
+    return bases.pop() if len(bases) == 1 else None
 
 
 def models_of(path: str) -> list[str]:

@@ -71,8 +71,9 @@ class SearchReport:
         rows: the table: references, then the best of the search, on the validation and the test split.
         recipe: the best recipe as YAML.
         gain: the gain over the best reference on the validation split, with its noise; None if it isn't known.
-        compared: name of that reference.
+        compared: name of that reference; for several tasks, of one that beats the whole front on the validation data.
         seconds: run time.
+        unreferenced: why there are no references, if the recipe has none.
     """
 
     engine: str
@@ -87,6 +88,7 @@ class SearchReport:
     gain: Gain | None = None
     compared: str = ""
     seconds: float = 0.0
+    unreferenced: str = ""
 
     def save(self, path: str | Path) -> None:
         """Write the report as ``.json``, or the best recipe as ``.yml`` or ``.yaml``.

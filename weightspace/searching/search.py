@@ -15,14 +15,15 @@ from weightspace.arguments import checked
 from weightspace.checkpoints.yaml_file import read_yaml
 from weightspace.errors import WeightspaceError, warn_caller
 from weightspace.merging import ReadingOptions
+from weightspace.merging.plan.options import MEMORY
 from weightspace.progress import Progress
-from weightspace.searching.candidates import Candidate
+from weightspace.searching.candidates import Candidate, forget_tensors
 from weightspace.searching.command_score import CommandScore
 from weightspace.searching.engines import make_engine
 from weightspace.searching.evaluation import CommandMeasure, Evaluator, Measure
 from weightspace.searching.lm_eval import LmEvalScore
 from weightspace.searching.noise import Gain, gain_over
-from weightspace.searching.references import Reference, references_of
+from weightspace.searching.references import Reference, reason_for_none, references_of
 from weightspace.searching.report import SearchReport, SearchRow, SearchTrial
 from weightspace.searching.space import SearchSpace, read_space
 from weightspace.searching.trials import SPLIT, Trials
@@ -57,6 +58,7 @@ class SearchOptions:
         cache: keep scores in ``$WEIGHTSPACE_CACHE/evaluations`` and reuse them.
         cache_key: identifies everything that a function's scores depend on; without it, they aren't cached.
         place: executor of the evaluations.
+        memory: memory limit in bytes of merges that are written to files, for a command.
 
     Example:
         >>> from weightspace.searching import SearchOptions
@@ -74,6 +76,7 @@ class SearchOptions:
     cache: bool = True
     cache_key: str | None = None
     place: Place = field(default_factory=Place)
+    memory: int = MEMORY
 
 
 @checked
@@ -127,11 +130,12 @@ def search(
         {'parameters.lambda': 0.3}
     """
     options, began = options or SearchOptions(), time.monotonic()
-    searched = _space(recipe, space)
+    searched = space_of(recipe, space)
     evaluators = {name: _evaluator(measure, options) for name, measure in _measures(score, mode, options).items()}
     try:
         return _Search(searched, evaluators, options, reading or ReadingOptions(), on_progress).report(began)
     finally:
+        forget_tensors()
         for evaluator in evaluators.values():
             if not isinstance(evaluator.measure, CommandMeasure):
                 evaluator.measure.forget()
@@ -165,6 +169,8 @@ class _Search:
         rows = [self._row(one.name, one.note, one.text, mixed=one.mixed) for one in references]
         rows.append(self._row("best of the search", f"trial {best.index + 1}", text))
         gain, compared = self._gain(text, references, rows)
+        if len(self.evaluators) > 1:
+            compared = self._dominating(front, rows)
         if gain is not None and gain.is_noise:
             kind = "is within its noise" if gain.value > 0 else "is none"
             warn_caller(
@@ -184,10 +190,31 @@ class _Search:
             gain=gain,
             compared=compared,
             seconds=time.monotonic() - began,
+            unreferenced=reason_for_none(self._first().recipe) if self.options.references else "",
         )
 
+    def _dominating(self, front: Sequence[SearchTrial], rows: Sequence[SearchRow]) -> str:
+        """Return the name of a reference that is better than every trial of the front, and warn of it."""
+        signs = [-1 if evaluator.measure.mode == "min" else 1 for evaluator in self.evaluators.values()]
+        points = [tuple(self.trials.values_of(trial) or ()) for trial in front]
+        for row in rows[:-1]:
+            found = [evaluator.objective(dict(row.scores[task])) for task, evaluator in self.evaluators.items()]
+            own = tuple(sign * value for sign, value in zip(signs, found, strict=True) if value is not None)
+            if len(own) == len(signs) and all(_covers(own, point) and own != point for point in points):
+                warn_caller(
+                    f"{row.name!r} ({row.note or 'a reference'}) is at least as good on all tasks as every merge of "
+                    "the front on the validation data, and better on one. Prefer it, or use more trials."
+                )
+                return row.name
+        return ""
+
+    def _first(self) -> Candidate:
+        """Return the candidate in the middle of all ranges."""
+        values = {dimension.name: dimension.at(0.5) for dimension in self.space.dimensions}
+        return self._candidate(self.space.written(values))
+
     def _candidate(self, text: str) -> Candidate:
-        return Candidate(text, self.space.where, self.reading)
+        return Candidate(text, self.space.where, self.reading, memory=self.options.memory)
 
     def _search(self) -> None:
         """Make the trials.
@@ -264,8 +291,7 @@ class _Search:
         """Return the references, of each name the one with the best mean score on the validation data."""
         if not self.options.references:
             return []
-        first = {dimension.name: dimension.at(0.5) for dimension in self.space.dimensions}
-        references = references_of(self._candidate(self.space.written(first)).recipe)
+        references = references_of(self._first().recipe)
         means = [0.0] * len(references)
         for evaluator in self.evaluators.values():
             sign = -1 if evaluator.measure.mode == "min" else 1
@@ -315,7 +341,7 @@ def _covers(one: Sequence[float], other: Sequence[float]) -> bool:
     return all(mine >= theirs for mine, theirs in zip(one, other, strict=True))
 
 
-def _space(
+def space_of(
     recipe: str | os.PathLike[str] | Mapping[str, Any], space: str | os.PathLike[str] | Mapping[str, Any] | None
 ) -> SearchSpace:
     """Return the search space of a recipe, with further searched values."""

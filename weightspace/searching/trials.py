@@ -48,6 +48,7 @@ class Trials:
     done: list[SearchTrial] = field(default_factory=list)
     _known: dict[tuple[str, float], tuple[dict[str, float], str]] = field(default_factory=dict)
     _reported: int = 0
+    _total: int = 0
 
     def run(self, engine: Engine) -> None:
         """Make trials until the budget is used up or the engine has no more proposals."""
@@ -67,13 +68,11 @@ class Trials:
             on_part: takes the number of parts, and returns evaluators by one of them.
         """
         left = self._rounded(engine.ask(self.trials))
+        self._total = _evaluations_of(len(left))
         numbers = list(range(len(left)))
-        self.done = [SearchTrial(number, values, {}) for number, values in enumerate(left)]
         for parts in _ROUNDS:
             evaluators = self.evaluators if parts == 1 else on_part(parts)
-            found = self._score([self.done[number].values for number in numbers], evaluators, 1 / parts, numbers)
-            for number, trial in zip(numbers, found, strict=True):
-                self.done[number] = trial
+            numbers = self._round(left, numbers, evaluators, 1 / parts)
             possible = [number for number in numbers if self.values_of(self.done[number]) is not None]
             ranked = sorted(possible, key=lambda number: -_mean(self.values_of(self.done[number])))
             numbers = sorted(ranked[: -(-len(numbers) // _KEPT)])
@@ -81,6 +80,22 @@ class Trials:
                 return
             if not self._in_time():  # the best candidate so far is still scored on all data
                 numbers = ranked[:1]
+
+    def _round(
+        self, proposals: Sequence[Values], numbers: Sequence[int], evaluators: Mapping[str, Evaluator], share: float
+    ) -> list[int]:
+        """Score proposals of these numbers while there is time, the first ones always; return those scored."""
+        step = len(numbers) if self.deadline is None else self.together
+        scored: list[int] = []
+        for start in range(0, len(numbers), step):
+            if scored and not self._in_time():
+                break
+            some = numbers[start : start + step]
+            found = self._score([proposals[number] for number in some], evaluators, share, some)
+            for number, trial in zip(some, found, strict=True):
+                self.done[number : number + 1] = [trial]
+            scored += some
+        return scored
 
     def values_of(self, trial: SearchTrial) -> list[float] | None:
         """Return a trial's scores, higher is better; None for an impossible merge."""
@@ -131,7 +146,8 @@ class Trials:
         def report(number: int, outcome: Outcome) -> None:
             self._reported += 1
             if self.on_progress is not None:
-                self.on_progress(Progress("trial", self._reported, self.trials, evaluator.objective(outcome)))
+                total = self._total or self.trials
+                self.on_progress(Progress("trial", self._reported, total, evaluator.objective(outcome)))
 
         return report
 
@@ -145,6 +161,15 @@ def _scores(outcomes: Mapping[str, Outcome], evaluators: Mapping[str, Evaluator]
             return {}, outcome if isinstance(outcome, str) else f"The score on {task} is not finite."
         scores[task] = value
     return scores, ""
+
+
+def _evaluations_of(candidates: int) -> int:
+    """Return the evaluations of successive halving: of all candidates, and of the best third in every later round."""
+    total = 0
+    for _ in _ROUNDS:
+        total += candidates
+        candidates = -(-candidates // _KEPT)
+    return total
 
 
 def _mean(scores: Sequence[float] | None) -> float:

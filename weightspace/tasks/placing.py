@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from weightspace.devices import check_device
 from weightspace.errors import WeightspaceError
 from weightspace.networks import load_network
 from weightspace.suggestions import unknown
@@ -134,28 +135,6 @@ def placed(
 def at_home(task: Task) -> Task:
     """Return a task with its networks on the CPU in their original precision, for deriving specs."""
     return dataclasses.replace(task, device="cpu", dtype=None) if isinstance(task, PlacedTask) else task
-
-
-def check_device(device: str, dtype: torch.dtype = torch.float32) -> None:
-    """Check that a device supports tensors of a dtype.
-
-    Raises:
-        WeightspaceError: the device isn't available.
-    """
-    try:
-        torch.empty(0, device=device, dtype=dtype)
-    except (RuntimeError, AssertionError, NotImplementedError, TypeError) as error:
-        line = (str(error).splitlines() or [""])[0]
-        raise WeightspaceError(
-            f"The device {device!r} cannot be used: {line} Expected cpu, or a device that torch finds ({_found()})."
-        ) from error
-
-
-def _found() -> str:
-    """Return the accelerators found by torch."""
-    count = torch.cuda.device_count()
-    found = [f"cuda:{number}" for number in range(count)] + (["mps"] if torch.backends.mps.is_available() else [])
-    return ", ".join(found) or "none"
 
 
 @dataclass(frozen=True)

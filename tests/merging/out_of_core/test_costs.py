@@ -139,6 +139,42 @@ def test_methods_without_slices_are_planned_and_read_in_chunks(folder: Path, tmp
 
 
 @pytest.mark.usefixtures("returned_memory")
+@pytest.mark.parametrize("shape", [(512, 512), (1024, 256)])
+@pytest.mark.parametrize(
+    ("method", "models"),
+    [
+        ("tsv_m", 1),
+        ("tsv_m", 3),
+        ("iso_c", 1),
+        ("iso_cts", 1),
+        ("knots", 3),
+        ("core_space", 3),
+        ("subspace_boosting", 1),
+    ],
+)
+def test_singular_vectors_take_no_more_memory_than_they_say(
+    method: str, models: int, shape: tuple[int, int], tmp_path: Path
+) -> None:
+    for seed in range(models + 1):
+        tensor = torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+        ws.save_checkpoint({"w": tensor.bfloat16()}, tmp_path / f"{seed}.safetensors")
+    sources = [tmp_path / f"{seed}.safetensors" for seed in range(1, models + 1)]
+    options: dict[str, Any] = {
+        "method": method,
+        "base": tmp_path / "0.safetensors",
+        "output": OutputOptions(hashes=False),
+    }
+    options["execution"] = ExecutionOptions(memory=2**32, threads=1, fsync=False)
+    taken = []
+    for _ in range(2):
+        before, peak = private_memory(), [0]
+        with sampled(peak):
+            report = merge_files(sources, tmp_path / "out", **options)
+        taken.append(peak[0] - before)
+    assert min(taken) < report.memory < 10 * min(taken)
+
+
+@pytest.mark.usefixtures("returned_memory")
 def test_a_mean_of_many_models_takes_about_the_memory_of_that_of_a_few(tmp_path: Path) -> None:
     for index in range(40):
         ws.save_checkpoint({"w": torch.full((2**19,), float(index)).bfloat16()}, tmp_path / f"{index}.safetensors")

@@ -129,6 +129,11 @@ class Method:
         cost: nanoseconds of one core per element and source, including reading, for estimates.
         copies: float32 copies of a slice held at a time, in addition to two per model, for estimates.
         whole_copies: float32 copies of a whole tensor held per model, base included, for estimates.
+        whole_fixed: further float32 copies of a whole tensor, whatever the number of models, for estimates.
+        squares: square float64 matrices that are held at a time, for estimates.
+        squares_of: their side: the smaller one of a whole tensor, or of all models' side by side (``rows``), or of
+            those and of all models' one below the other (``both``).
+        on_device: whether matrices are decomposed or multiplied, which another device than the CPU can do.
         stored_chunks: chunks of every model that are held at a time as they are stored, for estimates.
         searches: quantiles of the whole tensor that are found together, for estimates.
     """
@@ -155,6 +160,10 @@ class Method:
     cost: float = 0.7
     copies: int = 6
     whole_copies: int = 5
+    whole_fixed: int = 0
+    squares: int = 0
+    squares_of: Literal["smaller", "rows", "both"] = "smaller"
+    on_device: bool = False
     stored_chunks: int = 0
     searches: int = 0
 

@@ -32,13 +32,14 @@ class ElementwiseMerge:
     normalize: bool
 
     def merged(self, differences: Sequence[Tensor]) -> Tensor:
-        """Return the merge of differences of one shape, in this shape."""
-        origin = torch.zeros_like(differences[0])
+        """Return the merge of differences of one shape, in this shape and on their device; computed on the CPU."""
+        flats = [InMemory(difference.cpu()) for difference in differences]
+        origin = torch.zeros(differences[0].shape, dtype=differences[0].dtype)
         labels = [f"model {number}" for number in range(1, len(differences) + 1)]
-        flats = [InMemory(difference) for difference in differences]
         stack = TensorStack("", flats, InMemory(origin), labels, finite=False, dtype=origin.dtype)
         formula = self._formula(stack)
-        return torch.cat([formula(chunk) for chunk in stack.chunks()] or [origin.view(-1)]).view_as(origin)
+        merged = torch.cat([formula(chunk) for chunk in stack.chunks()] or [origin.view(-1)]).view_as(origin)
+        return merged.to(differences[0].device)
 
     def _formula(self, stack: TensorStack) -> Formula:
         if self.name == "task_arithmetic":
@@ -66,7 +67,10 @@ def in_subspace(stack: TensorStack, inner: ElementwiseMerge, lambda_: float, mat
 
     def formula(chunk: Chunk) -> Tensor:
         differences = chunk.deltas()
-        merged = decomposed(differences, matrices) if len(stack.shape) == 2 else inner.merged(differences)
+        if len(stack.shape) == 2:
+            merged = decomposed([one.to(stack.device) for one in differences], matrices).cpu()
+        else:
+            merged = inner.merged(differences)
         return TaskVector(chunk.origin.double(), -merged.double()).add_to_base(lambda_)
 
     return formula

@@ -1,7 +1,7 @@
 """Singular vectors of differences from a base, and the orthogonal factor nearest to several sets of them.
 
 Singular values that are rounding errors have no meaningful directions: they are dropped, so results don't depend on
-them.
+them. Float32 matrices are decomposed by their Gram matrices in float64, unless that is too inaccurate (``_gram``).
 """
 
 from __future__ import annotations
@@ -11,6 +11,8 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from weightspace.merging.methods._gram import gram, spectrum, times
+from weightspace.merging.methods._sketch import column_basis
 from weightspace.merging.methods._task_vectors import TaskVector, TaskVectors, summed
 from weightspace.merging.methods._tensor_stack import Chunk, Formula, TensorStack
 
@@ -29,7 +31,10 @@ def on_matrices(stack: TensorStack, merge: Matrices, lambda_: float) -> Formula:
 
     def formula(chunk: Chunk) -> Tensor:
         negated = TaskVectors(chunk).negated
-        merged = decomposed(list(negated), merge) if len(stack.shape) == 2 else summed(negated) / len(negated)
+        if len(stack.shape) == 2:
+            merged = decomposed([one.to(stack.device) for one in negated], merge).cpu()
+        else:
+            merged = summed(negated) / len(negated)
         return TaskVector(chunk.origin.double(), merged.double()).add_to_base(lambda_)
 
     return formula
@@ -55,22 +60,64 @@ def singular_vectors(
     Returns:
         ``(m, k)``, ``(k,)`` in descending order and ``(k, n)``, with ``k`` at most ``rank`` and the numerical rank.
     """
+    if matrix.shape[0] > matrix.shape[1]:
+        left, values, right = singular_vectors(matrix.T, rank, None if whole is None else whole.T)
+        return right.T, values, left.T
+    size = None if whole is None else torch.linalg.vector_norm(whole)
+    bound = _bound(matrix)
+    if rank is not None and (basis := column_basis(matrix, rank, bound, size)) is not None:
+        inner, values, right = singular_vectors(basis.T @ matrix, rank, whole)  # whose norm alone counts
+        return basis @ inner, values, right
+    if matrix.dtype == torch.float32 and matrix.numel():
+        found = spectrum(gram([matrix]), bound, size=size, rank=rank)
+        if found is not None:
+            vectors, values = found
+            right = times((vectors / values).T, matrix)
+            return vectors.to(matrix.dtype), values.to(matrix.dtype), right
     left, values, right = torch.linalg.svd(matrix, full_matrices=False)
-    size = values[:1] if whole is None else torch.linalg.vector_norm(whole)
-    bound = max(matrix.shape) * torch.finfo(values.dtype).eps * size
-    kept = min(int((values > bound).sum()), len(values) if rank is None else rank)
+    least = bound * (values[:1] if size is None else size)
+    kept = min(int((values > least).sum()), len(values) if rank is None else rank)
     return left[:, :kept], values[:kept], right[:kept]
+
+
+def with_values(matrix: Tensor, function: Callable[[Tensor], Tensor]) -> Tensor:
+    """Return ``U f(σ) Vᵀ`` of a matrix, without the triples that are rounding errors.
+
+    Args:
+        matrix: ``(m, n)``.
+        function: maps the singular values, of which there is at least one, to others.
+    """
+    if matrix.shape[0] > matrix.shape[1]:
+        return with_values(matrix.T, function).T
+    if matrix.dtype == torch.float32 and matrix.numel():
+        found = spectrum(gram([matrix]), _bound(matrix))
+        if found is not None:
+            vectors, values = found
+            if not len(values):
+                return torch.zeros_like(matrix)
+            return times(vectors * (function(values) / values) @ vectors.T, matrix)
+    left, values, right = singular_vectors(matrix)
+    return left * function(values) @ right if len(values) else torch.zeros_like(matrix)
 
 
 def column_space(matrices: Sequence[Tensor]) -> Tensor:
     """Return the left singular vectors of horizontally stacked matrices, ``[M_1 … M_T] = UΣVᵀ``, as ``(m, k)``."""
+    rows, columns = matrices[0].shape[0], sum(matrix.shape[1] for matrix in matrices)
+    if columns <= rows:
+        return singular_vectors(torch.cat(list(matrices), dim=1))[0]
+    if matrices[0].dtype == torch.float32 and rows:
+        found = spectrum(gram(matrices), rows * torch.finfo(torch.float32).eps)
+        if found is not None:
+            return found.vectors.to(torch.float32)
     joined = torch.cat(list(matrices), dim=1)
-    if joined.shape[1] > joined.shape[0]:
-        joined = torch.linalg.qr(joined.T, mode="r").R.T  # the same left singular vectors, in a smaller matrix
-    return singular_vectors(joined)[0]
+    return singular_vectors(torch.linalg.qr(joined.T, mode="r").R.T)[0]  # the same vectors, in a smaller matrix
 
 
 def polar(matrix: Tensor) -> Tensor:
     """Return the orthogonal factor: the matrix with all its singular values set to 1."""
-    left, _, right = singular_vectors(matrix)
-    return left @ right
+    return with_values(matrix, torch.ones_like)
+
+
+def _bound(matrix: Tensor) -> float:
+    """Return the fraction of the largest singular value below which singular values are rounding errors."""
+    return max(matrix.shape) * torch.finfo(matrix.dtype).eps

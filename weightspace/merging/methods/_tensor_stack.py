@@ -105,6 +105,7 @@ class TensorStack:
             tensor.
         layer: the tensor's layer in its stack of layers, counted from 0, and their number; None outside the layers.
         work: the dtype to compute sums and results in, ``dtype`` if None.
+        device: where methods decompose and multiply matrices; chunks are on the CPU, and so are results.
         passes: for each full pass so far, whether it checked for NaN and infinity.
     """
 
@@ -118,6 +119,7 @@ class TensorStack:
     evidence: Sequence[TensorReader | None] = ()
     layer: tuple[int, int] | None = None
     work: torch.dtype | None = None
+    device: str = "cpu"
     passes: list[bool] = field(default_factory=list, compare=False)
 
     @property

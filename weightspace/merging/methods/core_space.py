@@ -26,6 +26,11 @@ from weightspace.merging.methods._tensor_stack import Formula, TensorStack
     source="Panariello et al. 2025, https://arxiv.org/abs/2509.17786",
     base="required",
     granularity="whole",
+    on_device=True,
+    whole_copies=3,
+    whole_fixed=5,
+    squares=5,
+    squares_of="both",
     divides_if="normalize",
 )
 def core_space(

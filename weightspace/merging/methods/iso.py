@@ -17,7 +17,7 @@ from torch import Tensor
 from weightspace.merging.methods._declaration import merge_method
 from weightspace.merging.methods._parameters import Lambda
 from weightspace.merging.methods._registry import Parameter
-from weightspace.merging.methods._svd import on_matrices, polar, singular_vectors
+from weightspace.merging.methods._svd import on_matrices, polar, singular_vectors, with_values
 from weightspace.merging.methods._task_vectors import summed
 from weightspace.merging.methods._tensor_stack import Formula, TensorStack
 
@@ -27,6 +27,10 @@ from weightspace.merging.methods._tensor_stack import Formula, TensorStack
     source="Marczak et al. 2025, https://arxiv.org/abs/2502.04959",
     base="required",
     granularity="whole",
+    on_device=True,
+    whole_copies=1,
+    whole_fixed=7,
+    squares=4,
     weighted=False,
 )
 def iso_c(
@@ -39,7 +43,7 @@ def iso_c(
 
     The mean of the spectrum is taken over the singular values above rounding.
     """
-    return on_matrices(stack, lambda differences: _flat(*singular_vectors(summed(differences))), lambda_)
+    return on_matrices(stack, lambda differences: with_values(summed(differences), _means), lambda_)
 
 
 @merge_method(
@@ -47,6 +51,10 @@ def iso_c(
     source="Marczak et al. 2025, https://arxiv.org/abs/2502.04959",
     base="required",
     granularity="whole",
+    on_device=True,
+    whole_copies=1,
+    whole_fixed=9,
+    squares=4,
     weighted=False,
 )
 def iso_cts(
@@ -70,9 +78,11 @@ def _with_residuals(differences: list[Tensor], common: float) -> Tensor:
         for difference in differences
     ]
     left, values, right = zip(shared, *residuals, strict=True)
-    return _flat(polar(torch.cat(left, dim=1)), torch.cat(values), polar(torch.cat(right)))
+    flat = polar(torch.cat(left, dim=1)) @ polar(torch.cat(right))
+    everything = torch.cat(values)
+    return flat * (everything.mean() if len(everything) else 0.0)
 
 
-def _flat(left: Tensor, values: Tensor, right: Tensor) -> Tensor:
-    """Return the product with all singular values set to their mean."""
-    return left @ right * (values.mean() if len(values) else 0.0)
+def _means(values: Tensor) -> Tensor:
+    """Return as many times the mean."""
+    return values.mean().expand_as(values)

@@ -24,6 +24,11 @@ from weightspace.merging.methods._tensor_stack import Formula, TensorStack
     source="Stoica et al. 2025, https://arxiv.org/abs/2410.19735",
     base="required",
     granularity="whole",
+    on_device=True,
+    whole_copies=3,
+    whole_fixed=5,
+    squares=5,
+    squares_of="rows",
     divides_if="normalize",
 )
 def knots(

@@ -30,6 +30,7 @@ from weightspace.merging.methods._tensor_stack import Chunk, Formula, TensorRead
     weighted=False,
     normalised=True,
     evidence="gram",
+    on_device=True,
 )
 def regmean(
     stack: TensorStack,
@@ -52,14 +53,14 @@ def regmean(
         return LinearFormula(exact_shares((1.0,) * len(weights)))
 
     def formula(chunk: Chunk) -> Tensor:
-        products = [_reduced(one, width, reduce, stack.name) for one in evidence]
+        products = [_reduced(one, width, reduce, stack.name).to(stack.device) for one in evidence]
         tensors = [tensor.double() for tensor in chunk.tensors]
         mean = affine(tensors, shares)
-        moved = torch.zeros(len(mean), width, dtype=torch.float64)
+        moved = torch.zeros(len(mean), width, dtype=torch.float64, device=stack.device)
         for tensor, product in zip(tensors, products, strict=True):
-            moved += (mean - tensor).view(len(mean), -1) @ product
+            moved += (mean - tensor).view(len(mean), -1).to(stack.device) @ product
         moved @= torch.linalg.pinv(sum(products[1:], products[0]), hermitian=True)
-        return mean - moved.view_as(mean)
+        return mean - moved.cpu().view_as(mean)
 
     return formula
 

@@ -10,6 +10,7 @@ tasks need. It is a step after a merge, whose result is the model ``x``.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Annotated
 
 from torch import Tensor
@@ -17,7 +18,7 @@ from torch import Tensor
 from weightspace.merging.methods._declaration import merge_method
 from weightspace.merging.methods._parameters import Lambda
 from weightspace.merging.methods._registry import Parameter
-from weightspace.merging.methods._svd import on_matrices, singular_vectors
+from weightspace.merging.methods._svd import on_matrices, with_values
 from weightspace.merging.methods._tensor_stack import Formula, TensorStack
 
 
@@ -27,6 +28,10 @@ from weightspace.merging.methods._tensor_stack import Formula, TensorStack
     base="end",
     models=(1, 1),
     granularity="whole",
+    on_device=True,
+    whole_copies=1,
+    whole_fixed=7,
+    squares=4,
     weighted=False,
 )
 def subspace_boosting(
@@ -42,13 +47,11 @@ def subspace_boosting(
 
     Singular values that are rounding errors have no directions, and are not raised.
     """
-    return on_matrices(stack, lambda differences: _boosted(differences[0], beta), lambda_)
+    return on_matrices(stack, lambda differences: with_values(differences[0], partial(_raised, beta=beta)), lambda_)
 
 
-def _boosted(difference: Tensor, beta: float) -> Tensor:
-    left, values, right = singular_vectors(difference)
-    if not len(values):
-        return difference
+def _raised(values: Tensor, beta: float) -> Tensor:
+    """Return singular values, in descending order, with the small ones raised to the k-th one."""
     sums = values.double().cumsum(dim=0)
     cut = min(int((sums < beta * sums[-1]).sum()), len(values) - 1)
-    return left * values.clamp(min=float(values[cut])) @ right
+    return values.clamp(min=float(values[cut]))

@@ -24,6 +24,10 @@ from weightspace.merging.methods._tensor_stack import Formula, TensorStack
     source="Gargiulo et al. 2025, https://arxiv.org/abs/2412.00081",
     base="required",
     granularity="whole",
+    on_device=True,
+    whole_copies=1,
+    whole_fixed=9,
+    squares=4,
     weighted=False,
 )
 def tsv_m(

@@ -34,6 +34,7 @@ from weightspace.merging.methods._tensor_stack import Formula, TensorStack
     weighted=False,
     scale_free=False,
     whole_copies=8,
+    on_device=True,
 )
 def wudi(
     stack: TensorStack,
@@ -80,8 +81,8 @@ def _stacked(differences: list[Tensor], sizes: list[float]) -> tuple[Tensor, Ten
 def _sums(differences: list[Tensor], sizes: list[float]) -> tuple[Tensor, Tensor]:
     """Return ``Σ τ_i G_i`` and ``Σ G_i``."""
     columns = differences[0].shape[1]
-    total = torch.zeros(differences[0].shape, dtype=torch.float64)
-    whole = torch.zeros(columns, columns, dtype=torch.float64)
+    total = torch.zeros_like(differences[0], dtype=torch.float64)
+    whole = torch.zeros(columns, columns, dtype=torch.float64, device=total.device)
     for difference, size in zip(differences, sizes, strict=True):
         unit = difference.double() / size
         product = unit.T @ unit
@@ -98,7 +99,7 @@ def _inverse(product: Tensor) -> Tensor:
 def _descended(differences: list[Tensor], steps: int) -> Tensor:
     """Return the result of Adam from the sum of the differences."""
     moved, sizes = changed(differences)
-    merged = torch.zeros(differences[0].shape, dtype=torch.float64)
+    merged = torch.zeros_like(differences[0], dtype=torch.float64)
     for difference in moved:
         merged += difference
     return adam(merged, _slope(moved, sizes), steps) if moved else merged

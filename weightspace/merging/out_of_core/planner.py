@@ -134,7 +134,7 @@ def make_plan(
     _check_template(template, tokenizer or donor, donor, vocabulary, configurations, note)
     placement = (placed, named.tied, shards, metadata, not options.output.allow_nonfinite, identity, _title(out))
     files = (donor, tokenizer, configurations, companions.copied, tuple(note.lines), template, stamps)
-    return Plan(row, members, *placement, *files, hashes=options.output.hashes, vocabulary=vocabulary)
+    return Plan(row, members, *placement, *files, options.output.hashes, vocabulary, options.output.device)
 
 
 def _check_inputs(

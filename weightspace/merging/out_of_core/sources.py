@@ -107,6 +107,7 @@ class Sources:
             wide,
             evidence=self._evidence(job),
             layer=job.layer,
+            device=self.plan.device if self.plan.method.on_device else "cpu",
         )
 
     def _evidence(self, job: Job) -> Sequence[TensorReader | None]:

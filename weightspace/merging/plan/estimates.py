@@ -38,8 +38,8 @@ _SEARCHING = 16
 #: and copies of a matrix whose singular vectors are computed.
 _DERIVED, _DERIVED_COPIES, _MATRIX_COPIES = ("direction", "magnitude", "vector"), 8, 3
 
-#: Nanoseconds of an SVD per element of the matrix times its smaller dimension.
-_SVD = 1.0
+#: Nanoseconds of singular vectors by a Gram matrix per element of the matrix times its smaller dimension.
+_SVD = 0.15
 
 #: Approximate number of times that a computed source is read.
 _PASSES = 2
@@ -137,7 +137,8 @@ def _merge_memory(plan: Plan, job: Job, shape: tuple[int, ...], itemsize: int) -
         width = numel // max(1, shape[0])
         return 8 * (width * width * (len(job.inputs) + 4) + numel * (models + 3))
     if plan.method.granularity == "whole" and job.merges:
-        return itemsize * numel * (models + 1) * plan.method.whole_copies
+        copies = (models + 1) * plan.method.whole_copies + plan.method.whole_fixed
+        return itemsize * numel * copies + _squares_memory(plan, models, shape)
     gathered = _SEARCHING * min(numel, GATHERED) * plan.method.searches
     if _by_slices(plan, job):
         row = math.prod(shape[1:]) if len(shape) > 1 else numel
@@ -148,6 +149,16 @@ def _merge_memory(plan: Plan, job: Job, shape: tuple[int, ...], itemsize: int) -
         stored = min(numel, CHUNK * plan.method.stored_chunks) * sum(sizes)
     chunks = min(numel, CHUNK) * (2 * models + _COPIES) + min(numel, block_size(models)) * (models + 1)
     return gathered + stored + itemsize * chunks
+
+
+def _squares_memory(plan: Plan, models: int, shape: tuple[int, ...]) -> int:
+    """Return the bytes of the Gram matrices of a method that decomposes matrices, and of their eigenvectors."""
+    if len(shape) != 2:
+        return 0
+    rows, columns = shape
+    joined = {"smaller": min(shape), "rows": min(rows, models * columns)}
+    side = joined.get(plan.method.squares_of, max(joined["rows"], min(columns, models * rows)))
+    return 8 * side * side * plan.method.squares
 
 
 def _by_slices(plan: Plan, job: Job) -> bool:

@@ -44,6 +44,8 @@ def plan_metadata(
     recorded = {"shard_size": output.shard_size, **(output.recorded or {})}
     if output.allow_nonfinite:
         recorded["allow_nonfinite"] = True
+    if output.device != "cpu":
+        recorded["device"] = output.device
     if lenient:
         recorded["lenient"] = True
     if reading.key is not None:

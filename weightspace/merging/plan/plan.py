@@ -240,6 +240,7 @@ class Plan:
         stamps: size and modification time, in nanoseconds, of every file that is read.
         hashes: record the SHA-256 of the inputs in the metadata.
         vocabulary: how embedding rows are reordered by token before merging; None: rows are merged by index.
+        device: where matrices are decomposed and multiplied.
     """
 
     method: Method
@@ -260,6 +261,7 @@ class Plan:
     stamps: Mapping[Path, tuple[int, int]] = field(default_factory=dict)
     hashes: bool = True
     vocabulary: MovedVocabulary | None = None
+    device: str = "cpu"
 
     @cached_property
     def shard_groups(self) -> Mapping[str, Sequence[Shard]]:
