@@ -15,6 +15,7 @@ from torch import Tensor
 
 import weightspace as ws
 from weightspace.arithmetic.coefficients import shares
+from weightspace.arithmetic.double_word import narrowed_once
 from weightspace.arithmetic.linear_combination import LinearCombiner, combine
 from weightspace.arithmetic.mean import mean
 from weightspace.errors import WeightspaceError
@@ -345,3 +346,19 @@ def test_a_mean_of_two_that_float32_rounds_to_a_midpoint_is_rounded_once(
     expected = 1 + 2.0 ** (1 - bits) if rest > 0 else 1.0  # the even one if nothing is left
     found = combine(models, shares((1.0, 1.0)), dtype)
     assert torch.equal(found.float(), torch.full((count,), expected))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("count", [2000, 300_000])
+def test_float64_numbers_beside_midpoints_are_rounded_once(count: int, dtype: torch.dtype) -> None:
+    generator = torch.Generator().manual_seed(0)
+    codes = torch.randint(-(2**15), 2**15, (count,), generator=generator).to(torch.int16)
+    below, above = codes.view(dtype), (codes & -(2**15) | (codes & 0x7FFF) + 1).to(torch.int16).view(dtype)
+    known = below.isfinite() & above.isfinite()
+    below, above = below[known], above[known]
+    sides = torch.randint(-1, 2, (len(below),), generator=generator)
+    middle = (below.double() + above.double()) / 2
+    values = middle * (1 + sides.double() * 2.0**-50)
+    even = torch.where(codes[known] & 1 == 0, below, above)
+    expected = torch.where(sides < 0, below, torch.where(sides > 0, above, even))
+    assert torch.equal(narrowed_once(values, dtype).view(torch.int16), expected.view(torch.int16))

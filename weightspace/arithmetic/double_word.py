@@ -205,7 +205,7 @@ def narrowed_once(values: Tensor, dtype: torch.dtype) -> Tensor:
     """Return float64 numbers in a dtype of less than 32 bits, rounded to nearest once, unlike ``narrowed``."""
     flat = values.reshape(-1)
     single = flat.to(torch.float32)
-    move_midpoints(single, flat.__getitem__, dtype)
+    move_midpoints(single, lambda places: flat.index_select(0, places), dtype)
     return narrowed(single.view(values.shape), dtype)
 
 
@@ -213,33 +213,38 @@ def move_midpoints(single: Tensor, exact: Callable[[Tensor], Tensor], dtype: tor
     """Move float32 numbers such that they can be rounded to a narrower dtype as if they had not been rounded, in place.
 
     Rounding to float32 first only matters where it gives a number midway between two of the dtype; there, it is moved
-    back towards the value. If a sample has no such number, they are rare, and left as they are.
+    back towards the value. If a sample has no short number that was rounded, they are rare, and left as they are.
 
     Args:
         single: 1-D, contiguous; the values rounded to nearest.
         exact: returns the values at some positions, in float64.
         dtype: the dtype.
     """
+    unused = 23 - significand_bits(dtype)  # bits that are 0 in numbers of the dtype and in midpoints
     step = len(single) // _SAMPLED
     if step and len(single) > _SAMPLED:
-        places = _midpoints(single[::step], dtype).mul_(step)
+        places = _ending_in(0, unused, single[::step]).mul_(step)
         if not _differ(exact(places), single[places]).any():
             return
-    places = _midpoints(single, dtype)
-    values, near = exact(places), single[places]
+    # The same for the exponent range of float32; smaller ranges have midpoints that end in more zeros.
+    ending, count = (2**unused, unused + 1) if dtype == torch.bfloat16 else (0, unused)
+    places = _ending_in(ending, count, single)
+    values, near = exact(places), single.index_select(0, places)
     towards = torch.where(values > near, torch.inf, -torch.inf).to(torch.float32)
-    single[places] = torch.where(_differ(values, near), torch.nextafter(near, towards), near)
+    single.index_copy_(0, places, torch.where(_differ(values, near), torch.nextafter(near, towards), near))
 
 
 def _differ(values: Tensor, near: Tensor) -> Tensor:
     return (near.to(torch.float64) != values) & ~values.isnan()
 
 
-def _midpoints(single: Tensor, dtype: torch.dtype) -> Tensor:
-    """Return the positions of float32 numbers that may be midway between two numbers of a dtype."""
-    found = single.view(torch.int32) & (2 ** (23 - significand_bits(dtype)) - 1) == 0
-    # numpy is faster if few are found.
-    return torch.from_numpy(np.flatnonzero(found.numpy())) if found.device.type == "cpu" else found.nonzero()[:, 0]
+def _ending_in(ending: int, count: int, single: Tensor) -> Tensor:
+    """Return the positions of float32 numbers whose last ``count`` bits are ``ending``."""
+    bits = single.view(torch.int32)
+    if bits.device.type != "cpu":
+        return (bits & (2**count - 1) == ending).nonzero()[:, 0]
+    # numpy is faster: several times in comparisons, and if few are found.
+    return torch.from_numpy(np.flatnonzero(bits.numpy() & np.int32(2**count - 1) == ending))
 
 
 def narrowed(values: Tensor, dtype: torch.dtype) -> Tensor:

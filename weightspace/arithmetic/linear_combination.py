@@ -234,8 +234,12 @@ class LinearCombiner:
             _whole_sum(tensors, numerators, divisor, out)
             return
         total = _whole_sum(tensors, numerators, divisor, torch.empty_like(tensors[0]))
-        first, second = tensors
-        move_midpoints(total, lambda places: (first[places].double() + second[places]) / divisor, self.dtype)
+
+        def exact(places: Tensor) -> Tensor:
+            first, second = (tensor.index_select(0, places) for tensor in tensors)
+            return (first.double() + second) / divisor
+
+        move_midpoints(total, exact, self.dtype)
         out.copy_(narrowed(total, self.dtype))
 
     def _read(self, tensors: Sequence[Tensor], dtype: torch.dtype) -> list[Tensor]:

@@ -12,10 +12,13 @@ if TYPE_CHECKING:
     from weightspace.checkpoints.reader import RangeReader
 
 #: Number of elements that are converted at a time, small enough for their copies to stay in the cache.
-_PIECE = 2**16
+_PIECE = 2**17
 
-#: The code of NaN in E4M3 without its sign; and the bit that its sign also gets when it is shifted.
-_NAN, _SIGN = 0x7F, 0x4000
+#: The code of NaN in E4M3 without its sign, the bit of the sign, and the one that the sign also gets when it is shifted.
+_NAN, _SIGN, _SHIFTED_SIGN = 0x7F, 0x80, 0x4000
+
+#: E4M3 numbers read as float16 are smaller by this factor.
+_REDUCED = 2.0**8
 
 
 class Grid(NamedTuple):
@@ -97,48 +100,105 @@ def multiply(values: Tensor, start: int, grid: Grid, scales: RangeReader) -> Ten
         grid: the blocks.
         scales: their scales.
     """
-    for row, column, part in _rectangles(values, start, grid.columns):
-        first, last = grid.block_row(row), grid.block_row(row + len(part) - 1) + 1
-        width = grid.scale_columns
-        own = float32(scales.read(first * width, last * width)).view(-1, width)
-        if width > 1:
-            own = own.repeat_interleave(grid.block_columns, dim=1)[:, column : column + part.shape[1]]
-        if grid.block_rows == 1:
-            part.mul_(own)
-            continue
-        at = row
-        while at < row + len(part):
-            end = min(grid.end(at), row + len(part))
-            part[at - row : end - row].mul_(own[grid.block_row(at) - first])
-            at = end
+    for at, part in _scaled_parts(start, start + len(values), grid, scales):
+        values[at - start : at - start + part.count].view(part.shape).mul_(part.scales)
     return values
 
 
-def _rectangles(values: Tensor, start: int, columns: int) -> Iterator[tuple[int, int, Tensor]]:
-    """Yield the parts of a range that are rectangles of the matrix: first row, first column, elements."""
-    at, end = start, start + len(values)
-    while at < end:
+class _Part(NamedTuple):
+    """Consecutive elements of a matrix, a rectangle of it, with scales that are broadcast to their shape."""
+
+    shape: tuple[int, int]
+    scales: Tensor
+
+    @property
+    def count(self) -> int:
+        """Number of elements."""
+        return math.prod(self.shape)
+
+
+def _scaled_parts(start: int, stop: int, grid: Grid, scales: RangeReader) -> Iterator[tuple[int, _Part]]:
+    """Yield the parts of a range, few enough elements each to stay in the cache, and the index of their first one."""
+    for row, column, (rows, columns) in _rectangles(start, stop, grid.columns):
+        first, last = grid.block_row(row), grid.block_row(row + rows - 1) + 1
+        width = grid.scale_columns
+        own = float32(scales.read(first * width, last * width)).view(-1, width)
+        if width > 1:
+            own = own.repeat_interleave(grid.block_columns, dim=1)[:, column : column + columns]
+        at = row
+        while at < row + rows:
+            end = min(row + rows, at + max(1, _PIECE // columns), grid.end(at) if grid.block_rows > 1 else row + rows)
+            place = grid.block_row(at) - first
+            part = own[place : place + (end - at if grid.block_rows == 1 else 1)]
+            yield at * grid.columns + column, _Part((end - at, columns), part)
+            at = end
+
+
+def _rectangles(start: int, stop: int, columns: int) -> Iterator[tuple[int, int, tuple[int, int]]]:
+    """Yield the parts of a range that are rectangles of the matrix: first row, first column, shape."""
+    at = start
+    while at < stop:
         row, column = divmod(at, columns)
-        whole = 0 if column else (end - at) // columns
-        count = whole * columns if whole else min(end, (row + 1) * columns) - at
-        yield row, column, values[at - start : at - start + count].view(max(1, whole), -1)
-        at += count
+        whole = 0 if column else (stop - at) // columns
+        shape = (whole, columns) if whole else (1, min(stop, (row + 1) * columns) - at)
+        yield row, column, shape
+        at += math.prod(shape)
 
 
 def float32(elements: Tensor) -> Tensor:
     """Return a float32 copy of 1-D elements of any dtype; torch converts E4M3 numbers one by one, which is slower."""
     import torch
 
-    codes = elements.view(torch.int8) if elements.dtype == torch.float8_e4m3fn else None
-    if codes is None or not len(codes) or int(codes.bitwise_and(_NAN).max()) == _NAN:
+    if not _are_plain_e4m3(elements):
         return elements.to(torch.float32, copy=True)
-    found = torch.empty(len(codes), dtype=torch.float32)
-    bits = torch.empty(min(_PIECE, len(codes)), dtype=torch.int16)
-    for start in range(0, len(codes), _PIECE):
-        piece = found[start : start + _PIECE]
-        # Shifted, exponent and mantissa are those of a float16 number with another bias: 2 ** −8 times the value.
-        own = bits[: len(piece)].copy_(codes[start : start + _PIECE]).mul_(2**7).bitwise_and_(~_SIGN)
-        piece.copy_(own.view(torch.float16)).mul_(2**8)
+    found = torch.empty(len(elements), dtype=torch.float32)
+    room = torch.empty(min(_PIECE, len(elements)), dtype=torch.int16)
+    for start in range(0, len(elements), _PIECE):
+        _reduced(elements[start : start + _PIECE], found[start : start + _PIECE], room).mul_(_REDUCED)
+    return found
+
+
+def _are_plain_e4m3(elements: Tensor) -> bool:
+    """Return whether elements are E4M3 numbers without NaN."""
+    import torch
+
+    if elements.dtype != torch.float8_e4m3fn or not len(elements):
+        return False
+    # The codes of NaN are the largest of signed and of unsigned ones.
+    return int(elements.view(torch.int8).max()) != _NAN and int(elements.view(torch.uint8).max()) != _NAN | _SIGN
+
+
+def _reduced(elements: Tensor, out: Tensor, room: Tensor) -> Tensor:
+    """Convert E4M3 numbers other than NaN to float32 in ``out``, divided by ``_REDUCED``, and return it.
+
+    Args:
+        elements: the numbers, 1-D.
+        out: of the same length.
+        room: memory to work in, int16, at least as long.
+    """
+    import torch
+
+    # Shifted, exponent and mantissa are those of a float16 number with another bias.
+    bits = room[: len(elements)].copy_(elements.view(torch.int8)).mul_(2**7).bitwise_and_(~_SHIFTED_SIGN)
+    return out.copy_(bits.view(torch.float16))
+
+
+def _scaled_e4m3(elements: Tensor, start: int, grid: Grid, scales: RangeReader) -> Tensor:
+    """Return E4M3 numbers other than NaN times the scales of their blocks, in float32; arguments as in ``multiply``."""
+    import torch
+
+    found = torch.empty(len(elements), dtype=torch.float32)
+    room = torch.empty(0, dtype=torch.int16)
+    for at, part in _scaled_parts(start, start + len(elements), grid, scales):
+        if len(room) < part.count:
+            room = torch.empty(part.count, dtype=torch.int16)
+        place = slice(at - start, at - start + part.count)
+        values = _reduced(elements[place], found[place], room).view(part.shape)
+        enlarged = part.scales * _REDUCED
+        if enlarged.isfinite().all():  # the same products, rounded once
+            values.mul_(enlarged)
+        else:
+            values.mul_(_REDUCED).mul_(part.scales)
     return found
 
 
@@ -175,4 +235,7 @@ class ScaledTensor:
 
     def read(self, start: int, stop: int) -> Tensor:
         """Return the elements from ``start`` up to ``stop``, 1-D."""
-        return multiply(float32(self._values.read(start, stop)), start, self._grid, self._scales)
+        values = self._values.read(start, stop)
+        if _are_plain_e4m3(values):
+            return _scaled_e4m3(values, start, self._grid, self._scales)
+        return multiply(float32(values), start, self._grid, self._scales)

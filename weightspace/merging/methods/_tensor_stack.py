@@ -165,8 +165,14 @@ class TensorStack:
     def scattered(self, starts: Sequence[int], length: int) -> Chunk:
         """Read runs of ``length`` elements that begin at ``starts`` into one chunk."""
         room = self._room(len(starts) * length, self.dtype)
-        for source, row in zip(self._sources, room.view(len(room), len(starts), length), strict=True):
-            for start, run in zip(starts, row, strict=True):
+        ends = torch.arange(1, len(starts) + 1) * length
+        for source, row in zip(self._sources, room, strict=True):
+            if isinstance(source, StoredTensor):
+                stored = row if source.dtype == row.dtype else torch.empty(len(row), dtype=source.dtype)
+                source.read_runs_into(stored, ends - length, ends, torch.tensor(starts))
+                row.copy_(stored)
+                continue
+            for start, run in zip(starts, row.view(-1, length), strict=True):
                 run.copy_(source.read(start, start + length))
         return self._made(starts[0], room)
 

@@ -98,7 +98,7 @@ _COMMIT = 0.25
 _LARGE = 1 / 32
 
 #: Bytes of a block from which glibc learns how much freed memory to keep; it ignores blocks above 32 MB.
-_KEPT = 2**24
+_KEPT = 2**25 - 2**16
 
 #: Jobs of at most this many elements are bound by the interpreter, where threads only block each other.
 _TINY = 2**14

@@ -18,6 +18,9 @@ FP8 = torch.float8_e4m3fn
 _LARGEST = torch.finfo(FP8).max
 _SMALLEST = torch.finfo(torch.float32).tiny
 
+#: Number of elements that are quantised at a time, small enough for their copies to stay in the cache.
+_PIECE = 2**17
+
 #: Chunks of a tensor in order: index of the first element, and 1-D elements in float32.
 Chunks = Iterator[tuple[int, Tensor]]
 
@@ -37,17 +40,39 @@ def quantised(
     """
     rows, columns = scales.block
     if scales.block == shape:
-        held = [(start, elements.clone()) for start, elements in chunks()] if rows * columns <= HELD else None
-        scale = _scale(_largest(elements for _, elements in held or chunks()))
-        for start, elements in held or chunks():
-            yield start, (elements / scale).to(FP8), 0, scale.view(1)
+        yield from _with_one_scale(rows * columns, chunks)
         return
     start, width = 0, shape[1] // columns
     for elements in grouped(chunks(), rows * shape[1]):
         blocks = elements.view(-1, rows, width, columns)
-        scale = _scale(blocks.abs().amax((1, 3), keepdim=True))
-        yield start, (blocks / scale).to(FP8).flatten(), start // (rows * columns), scale.flatten()
+        codes, scale = torch.empty(blocks.shape, dtype=FP8), torch.empty(len(blocks), 1, width, 1)
+        step = max(1, _PIECE // (rows * shape[1]))
+        spare = torch.empty(min(step, len(blocks)), rows, width, columns)
+        for at in range(0, len(blocks), step):
+            part, own = blocks[at : at + step], scale[at : at + step]
+            room = spare[: len(part)]
+            own.copy_(_scale(torch.abs(part, out=room).amax((1, 3), keepdim=True)))
+            codes[at : at + step].copy_(torch.div(part, own, out=room))
+        yield start, codes.flatten(), start // (rows * columns), scale.flatten()
         start += len(elements)
+
+
+def _with_one_scale(count: int, chunks: Callable[[], Chunks]) -> Iterator[tuple[int, Tensor, int, Tensor]]:
+    """Yield ranges of a matrix of ``count`` elements with a single scale; see ``quantised``."""
+    held: list[tuple[int, Tensor]] = []
+    bounds: list[float] = []
+    for start, elements in chunks():
+        bounds += [float(bound.abs()) for bound in elements.aminmax()]
+        if count <= HELD:
+            held.append((start, elements.clone()))
+    scale = _scale(torch.tensor(max(bounds, default=0.0)))
+    spare = torch.empty(min(_PIECE, count))
+    for start, elements in held or chunks():
+        codes = torch.empty(len(elements), dtype=FP8)
+        for at in range(0, len(elements), _PIECE):
+            part = elements[at : at + _PIECE]
+            codes[at : at + _PIECE].copy_(torch.div(part, scale, out=spare[: len(part)]))
+        yield start, codes, 0, scale.view(1)
 
 
 def grouped(chunks: Chunks, size: int) -> Iterator[Tensor]:
@@ -63,11 +88,6 @@ def grouped(chunks: Chunks, size: int) -> Iterator[Tensor]:
         count %= size
         yield joined[: len(joined) - count]
         held = [joined[len(joined) - count :].clone()] if count else []
-
-
-def _largest(parts: Iterator[Tensor]) -> Tensor:
-    """Return the largest absolute value."""
-    return torch.tensor(max((float(bound.abs()) for part in parts for bound in part.aminmax()), default=0.0))
 
 
 def _scale(largest: Tensor) -> Tensor:
