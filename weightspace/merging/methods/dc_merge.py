@@ -38,6 +38,7 @@ from weightspace.merging.methods._tensor_stack import Formula, TensorStack
     granularity="whole",
     weighted=False,
     whole_copies=8,
+    on_device=True,
 )
 def dc_merge(
     stack: TensorStack,
@@ -72,7 +73,7 @@ def _smoothed(values: Tensor, smoothing: str, rho: float) -> Tensor:
     if smoothing == "none" or not len(values):
         return values
     ratio = min(rho, float(values[0] / values[-1])) if smoothing == "linear" else 1.0
-    line = torch.linspace(ratio, 1.0, len(values), dtype=values.dtype)
+    line = torch.linspace(ratio, 1.0, len(values), dtype=values.dtype, device=values.device)
     return values.sum() / line.sum() * line
 
 
@@ -96,5 +97,5 @@ def _largest(matrix: Tensor, density: float) -> Tensor:
 
 def _within_blocks(matrix: Tensor, parts: Sequence[tuple[Tensor, Tensor, Tensor]]) -> Tensor:
     """Return a matrix with zeros outside the blocks of the tasks on its diagonal."""
-    mask = torch.block_diag(*(torch.ones(len(values), len(values), dtype=matrix.dtype) for _, values, _ in parts))
+    mask = torch.block_diag(*(values.new_ones(len(values), len(values)) for _, values, _ in parts))
     return matrix * mask

@@ -43,6 +43,7 @@ from weightspace.merging.methods._tensor_stack import Formula, TensorStack
     weighted=False,
     scale_free=False,
     whole_copies=12,
+    on_device=True,
 )
 def optmerge(
     stack: TensorStack,
@@ -64,7 +65,7 @@ def optmerge(
         moved, sizes = changed(differences)
         if not moved:
             return differences[0]
-        mean = torch.zeros(differences[0].shape, dtype=torch.float64)
+        mean = torch.zeros_like(differences[0], dtype=torch.float64)
         for difference in moved:
             mean += difference / len(differences)
         start = len(differences) * mean if tuning == "full" else mean

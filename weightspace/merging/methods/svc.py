@@ -37,6 +37,7 @@ from weightspace.merging.methods._tensor_stack import Chunk, Formula, TensorStac
     granularity="whole",
     weighted=False,
     after_merge=True,
+    on_device=True,
 )
 def svc(
     stack: TensorStack,
@@ -53,8 +54,9 @@ def svc(
     def formula(chunk: Chunk) -> Tensor:
         if len(stack.shape) != 2:
             return chunk.tensors[0]
-        negated = list(TaskVectors(chunk).negated)
-        calibrated = decomposed(negated, lambda differences: _calibrated(differences, least))
+        negated = TaskVectors(chunk).negated
+        differences = [one.to(stack.device) for one in negated]
+        calibrated = decomposed(differences, lambda found: _calibrated(found, least)).cpu()
         return TaskVector(chunk.origin.double(), calibrated.double()).add_to_base(1.0)
 
     return formula
@@ -64,7 +66,7 @@ def _calibrated(differences: list[Tensor], least: float) -> Tensor:
     """Return the first difference with calibrated singular values."""
     merged, *tasks = differences
     left, values, right = singular_vectors(merged)
-    total = torch.zeros(len(values), dtype=torch.float64)
+    total = torch.zeros_like(values, dtype=torch.float64)
     for task in tasks:
         total += _components(left.T @ task, torch.linalg.matrix_norm(task), values, right).clamp(min=least)
     return left * (len(tasks) * values / total).to(left) @ right
