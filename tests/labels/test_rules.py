@@ -111,6 +111,7 @@ def test_a_screen_never_changes_the_answer(exponent: int, short: bool, monkeypat
 def test_the_screen_of_points_never_changes_the_answer(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(nearest, "_SMALL", 0)
     monkeypatch.setattr(nearest, "_BLOCK", 64)
+    monkeypatch.setattr(nearest, "_CACHED", 64)
     rng = np.random.default_rng(8)
     points = np.concatenate([rng.normal(size=(200, 5)), rng.normal(size=(100, 5)) + 30]).astype(np.float32)
     metric = ws.LabelMetric.from_embeddings(points)
@@ -181,6 +182,26 @@ def test_equal_points_tie_to_the_first(monkeypatch: pytest.MonkeyPatch) -> None:
     points = np.tile(np.asarray([[0.0, 1], [2, 3], [4, 0]], dtype=np.float32), (20, 1))
     metric = ws.LabelMetric.from_embeddings(points)
     np.testing.assert_array_equal(metric.predict(np.eye(60), observed=range(60)), np.arange(60) % 3)
+
+
+def test_only_rows_whose_points_a_screen_cannot_tell_apart_are_decided_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(nearest, "_SMALL", 0)
+    rng = np.random.default_rng(3)
+    points = rng.normal(size=(40, 3)).astype(np.float32)
+    points[1:20:2] = points[:20:2]  # half of the points are there twice, and the others far apart
+    points[20:] += 100 * np.arange(20, dtype=np.float32)[:, None]
+    decided: list[int] = []
+    nearest_of = nearest.Nearest._nearest_of
+
+    def counted(rule: Any, weights: Any, rows: Any, candidates: Any) -> Any:
+        decided.append(len(weights))
+        return nearest_of(rule, weights, rows, candidates)
+
+    monkeypatch.setattr(nearest.Nearest, "_nearest_of", counted)
+    expected = np.square(points[:, None].astype(float) - points[None]).sum(-1).argmin(1)
+    metric = ws.LabelMetric.from_embeddings(points)
+    np.testing.assert_array_equal(metric.predict(np.eye(40), observed=range(40)), expected)
+    assert decided == [20]
 
 
 @pytest.mark.parametrize("space", ["graph", "tree", "points", "grid"])

@@ -13,13 +13,15 @@ import torch
 from torch import Tensor
 
 from weightspace.labels.rules.dense import least_of
-from weightspace.labels.rules.rule import TILE, Rule, in_tiles, uses_full_float32
+from weightspace.labels.rules.rule import TILE, Rule, in_tiles, least_index, uses_full_float32
 from weightspace.labels.rules.slices import Slicing
 
 #: Number of points converted and multiplied at once.
 _BLOCK = 4096
 #: Number of points summed in float32 before the sum is added in float64.
 _ROUGH = 1024
+#: Number of coordinates whose float64 copy stays in the cache.
+_CACHED = 1 << 17
 #: Unit roundoff.
 _UNIT = {torch.float32: 2.0**-24, torch.float64: 2.0**-53}
 #: Rows whose largest weight is below this, or above its inverse, are scaled first.
@@ -111,17 +113,18 @@ class Nearest(Rule):
         slack = 8 * _UNIT[dtype] * largest * (self.points.shape[1] + 4) * (norm + largest)
         if error is not None:
             slack = slack + 4 * largest * error
-        near = seen <= seen.amin(1, keepdim=True) + slack
+        found = least_index(seen)
+        bound = seen.gather(1, found[:, None]) + slack
+        rest = seen.scatter_(1, found[:, None], torch.inf)
+        several = (rest.amin(1) <= bound[:, 0]).nonzero()[:, 0]  # points that are indistinguishable up to rounding
+        if not len(several):
+            return found
+        near = (rest[several] <= bound[several]).scatter_(1, found[several, None], True)
         if int(near.count_nonzero()) > _MANY * near.numel() + len(near):
-            return self._exact(weights) if error is not None else self.scores(weights).argmin(-1)
-        rows, candidates = near.nonzero(as_tuple=True)
-        counts = torch.bincount(rows, minlength=len(weights))
-        found = candidates[counts.cumsum(0) - counts]
-        several = counts > 1  # points that are indistinguishable up to rounding
-        if bool(several.any()):
-            of_these = several[rows]
-            row = (several.cumsum(0) - 1)[rows[of_these]]
-            found[several] = self._nearest_of(weights[several], row, candidates[of_these])
+            exact = self._exact if error is not None else lambda rows: self.scores(rows).argmin(-1)
+            found[several] = exact(weights[several])
+        else:
+            found[several] = self._nearest_of(weights[several], *near.nonzero(as_tuple=True))
         return found
 
     def _rough_mean(self, weights: Tensor) -> tuple[Tensor, Tensor]:
@@ -142,9 +145,18 @@ class Nearest(Rule):
             total += part.sum(1, keepdim=True)
         return mean / total, 3 * (_ROUGH + 4) * _UNIT[torch.float32] * lengths / total
 
+    def _mean_of_few(self, weights: Tensor) -> Tensor:
+        """Return Σ w_i x_i / Σ w_i, float64 (B, d), of few rows: most of the time goes into converting the points."""
+        points = self.observed[0]
+        step = max(1, _CACHED // points.shape[1])
+        mean = torch.zeros(len(weights), points.shape[1], dtype=torch.float64, device=weights.device)
+        for at in range(0, len(points), step):
+            mean.addmm_(weights[:, at : at + step].double(), points[at : at + step].double())
+        return mean / weights.sum(1, keepdim=True, dtype=torch.float64)
+
     def _nearest_of(self, weights: Tensor, rows: Tensor, candidates: Tensor) -> Tensor:
         """Return each row's nearest candidate point in float64; ``rows``, the row of each candidate, is sorted."""
-        mean, _ = self._mean(weights)
+        mean = self._mean_of_few(weights)
         costs = torch.empty(len(rows), dtype=torch.float64, device=weights.device)
         step = max(1, TILE // self.points.shape[1])
         for start in range(0, len(rows), step):
