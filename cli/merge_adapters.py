@@ -24,7 +24,11 @@ from weightspace.lora.formats.module import ADAPTER_FORMATS
     metavar="METHOD",
     help="Method to merge the coordinates: ties, task_arithmetic, dare_ties, … [ties]",
 )
-@click.option("--weights", metavar="W,…", help="One weight per adapter, such as .6,.4. [equal]")
+@click.option(
+    "--weights",
+    metavar="W,…",
+    help="One weight per adapter, such as .6,.4. [linear: 1 / number of adapters, which is the mean; else as --inner]",
+)
 @click.option("--density", metavar="D", help="Fraction kept by the inner method; one value, or one per adapter.")
 @click.option("--lambda", "lambda_", type=float, metavar="L", help="Scaling factor of the merged difference.")
 @click.option("--normalize/--no-normalize", default=None, help="Divide by the sum of the weights in the inner method.")

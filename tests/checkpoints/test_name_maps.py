@@ -313,3 +313,39 @@ def test_unknown_maps_and_idle_ones_are_said(tmp_path: Path) -> None:
         ws.merge_files(files, tmp_path / "m.safetensors", reading=ReadingOptions(names="gate-up=both"))
     report = ws.merge_files(files, tmp_path / "m.safetensors", reading=ReadingOptions(names="gate-up"))
     assert any("gate-up has no effect" in line for line in report.warnings)
+
+
+@pytest.mark.parametrize("family", ["sd15", "sdxl"])
+def test_a_conversion_that_would_leave_names_of_the_other_side_is_refused(family: str, tmp_path: Path) -> None:
+    """Transformers 5 saves the text encoder of a pipeline without ``text_model``."""
+    state = {"unet.conv_in.weight": torch.ones(2), "text_encoder.encoder.layers.0.mlp.fc1.weight": torch.ones(2, 2)}
+    ws.save_checkpoint(state, tmp_path / "pipe.safetensors")
+    out = tmp_path / "out.safetensors"
+
+    def merge(*names: str) -> ws.MergeReport:
+        reading = ReadingOptions(names=list(names))
+        return ws.merge_files([tmp_path / "pipe.safetensors"], out, method="passthrough", reading=reading)
+
+    with pytest.raises(CheckpointError, match=r"fc1.weight', but must.* Name the map clip-text-5=transformers4 before"):
+        merge(f"{family}=ldm")
+    assert not out.exists()
+    merge("clip-text-5=transformers4", f"{family}=ldm")
+    assert not any(name.startswith("text_encoder.") for name in ws.load_checkpoint(out))
+
+
+def test_the_safety_checker_of_a_pipeline_is_left_out_of_a_single_file(tmp_path: Path) -> None:
+    state = {"unet.conv_in.weight": torch.ones(2), "safety_checker.concept_embeds": torch.ones(2, 2)}
+    ws.save_checkpoint(state, tmp_path / "pipe.safetensors")
+    (name_map,) = read_name_maps("sd15=ldm")
+    found = mapped(read_contents(tmp_path / "pipe.safetensors"), name_map, 1)
+    assert list(found.contents.tensors) == ["model.diffusion_model.input_blocks.0.0.weight"]
+    assert "1 left out, such as safety_checker.concept_embeds" in found.describe()
+
+
+def test_names_that_no_rule_matches_are_counted(tmp_path: Path) -> None:
+    ws.save_checkpoint(
+        {"a.gamma": torch.ones(2), "b.gama": torch.ones(2), "c": torch.ones(2)}, tmp_path / "m.safetensors"
+    )
+    one = parse_name_map({"sides": ["x", "y"], "rules": [{"x": "{m}.gamma", "y": "{m}.weight"}]}, "mine")
+    found = mapped(read_contents(tmp_path / "m.safetensors"), one, 1)
+    assert found.describe() == "1 renamed (such as a.gamma to a.weight); 2 keep their names, such as b.gama"

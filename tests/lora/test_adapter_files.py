@@ -90,6 +90,45 @@ def test_the_component_of_a_model_is_the_one_that_it_has(tmp_path: Path) -> None
     assert "denoiser (1 tensors), text encoder 2 (1 tensors)" in note
 
 
+def pipeline(folder: Path) -> Path:
+    """Save a pipeline of a U-Net, a text encoder and a VAE, with a tokenizer."""
+    parts = {"unet": "diffusers", "text_encoder": "transformers", "vae": "diffusers", "tokenizer": "transformers"}
+    for name, library in parts.items():
+        file = "diffusion_pytorch_model" if library == "diffusers" else "model"
+        if name != "tokenizer":
+            saved(folder / name / f"{file}.safetensors", {"a.weight": torch.ones(3, 5), "b.weight": torch.ones(2)})
+    (folder / "tokenizer").mkdir()
+    (folder / "tokenizer/vocab.json").write_text('{"a": 0}')
+    (folder / "model_index.json").write_text(json.dumps({name: [library, "Class"] for name, library in parts.items()}))
+    return folder
+
+
+@pytest.mark.parametrize(
+    "prefixes", [("lora_unet_", "lora_te1_"), ("unet.", "text_encoder.")], ids=["kohya", "diffusers"]
+)
+def test_all_components_of_a_pipeline_are_changed(prefixes: tuple[str, str], tmp_path: Path) -> None:
+    unet, text = prefixes
+    saved(
+        tmp_path / "a.safetensors",
+        pair(f"{unet}a", alpha=torch.tensor(2.0)) | pair(f"{text}a", -A, alpha=torch.tensor(2.0)),
+    )
+    out = tmp_path / "out"
+    source = f"{pipeline(tmp_path / 'pipe')}+{tmp_path}/a.safetensors"
+    report = merge_files([source], out, method="passthrough", execution=FAST)
+    found = ws.load_checkpoint(out)
+    assert torch.equal(found["unet.a.weight"], 1 + B @ A)
+    assert torch.equal(found["text_encoder.a.weight"], 1 - B @ A)
+    assert torch.equal(found["vae.a.weight"], torch.ones(3, 5))
+    assert not any("left out" in line for line in report.warnings)
+
+
+def test_an_adapter_of_a_component_that_a_pipeline_lacks_is_refused(tmp_path: Path) -> None:
+    saved(tmp_path / "a.safetensors", pair("lora_unet_a") | pair("lora_te2_a"))
+    source = f"{pipeline(tmp_path / 'pipe')}+{tmp_path}/a.safetensors"
+    with pytest.raises(CheckpointError, match=r"changes 'lora_te2_a.weight', which"):
+        merge_files([source], tmp_path / "out", method="passthrough", execution=FAST)
+
+
 def test_queries_keys_and_values_are_thirds_of_open_clips_parameter(tmp_path: Path) -> None:
     front = "conditioner.embedders.1.model.transformer.resblocks.0.attn"
     saved(tmp_path / "m.safetensors", {f"{front}.in_proj_weight": torch.ones(9, 5), "x.bias": torch.ones(9)})

@@ -313,3 +313,14 @@ def test_sides_that_blocks_do_not_divide_are_named(tmp_path: Path) -> None:
     ws.save_checkpoint({"layers.0.q_proj.weight": torch.ones(200, 256)}, tmp_path / "odd.safetensors")
     with pytest.raises(WeightspaceError, match="with sides that are multiples of 128"):
         merge_files([tmp_path / "odd.safetensors"] * 2, tmp_path / "out", quantise="fp8-block")
+
+
+def test_weights_without_a_configuration_are_reported(sources: list[Path], tmp_path: Path) -> None:
+    folder = tmp_path / "folder"
+    ws.save_checkpoint(plain(0), folder)
+    for number, models in enumerate(([folder, sources[1]], sources)):
+        report = merge_files(models, tmp_path / f"out{number}", quantise="fp8-block")
+        assert any(line.startswith("No quantization_config is written") for line in report.warnings)
+    (folder / "config.json").write_text("{}")
+    report = merge_files([folder, sources[1]], tmp_path / "configured", quantise="fp8-block")
+    assert not any(line.startswith("No quantization_config is written") for line in report.warnings)

@@ -61,6 +61,16 @@ def test_some_of_them_are_taken(tmp_path: Path) -> None:
     assert steps(tmp_path, window=(15, None), every=20, last=2) == [70, 90]
 
 
+def test_missing_checkpoints_are_reported(tmp_path: Path, recwarn: pytest.WarningsRecorder) -> None:
+    write(tmp_path, *(f"step_{step}.safetensors" for step in (10, 20, 30, 50, 60, 70, 74)))
+    assert steps(tmp_path, window=(50, None)) == [50, 60, 70, 74]
+    assert steps(tmp_path, window=(None, 30), every=20) == [10, 30]
+    assert not recwarn.list
+    expected = "checkpoints are 10 steps apart, but none is between 30 and 50. Are some missing?"
+    with pytest.warns(ws.WeightspaceWarning, match=expected):
+        assert steps(tmp_path, last=5) == [30, 50, 60, 70, 74]
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -51,11 +51,7 @@ def described(
     Raises:
         CheckpointError: the parameters aren't JSON-serialisable.
     """
-    files = [
-        {"name": file.name if file == path else f"{folder_name(path)}/{file.name}", "sha256": digests[file]}
-        for path, several in inputs
-        for file in several
-    ]
+    files = [{"name": _name(file, path), "sha256": digests[file]} for path, several in inputs for file in several]
     try:
         encoded = json.dumps(dict(parameters), sort_keys=True, allow_nan=False)
     except (TypeError, ValueError) as error:
@@ -66,3 +62,11 @@ def described(
         "parameters": encoded,
         "version": f"weightspace {__version__}",
     }
+
+
+def _name(file: Path, checkpoint: Path) -> str:
+    """Return the name of a file of a checkpoint: in a folder with the folder's name and those of components."""
+    if file == checkpoint:
+        return file.name
+    inside = file.relative_to(checkpoint) if file.is_relative_to(checkpoint) else Path(file.name)
+    return f"{folder_name(checkpoint)}/{inside.as_posix()}"

@@ -69,6 +69,9 @@ _PAIRS: Mapping[tuple[str, str], str] = {
     (".indices", ".centroids.weight"): "VPTQ",
 }
 
+#: Formats whose tensors are only understood with their description in the configuration.
+_DESCRIBED = ("GPTQ", "AWQ or GPTQ", "compressed-tensors")
+
 #: Files beside the weights of a folder that indicate quantisation.
 QUANTISATION_FILES: Mapping[str, str] = {
     "hf_quant_config.json": "ModelOpt (FP8 or NVFP4)",
@@ -232,7 +235,9 @@ def check_not_quantised(label: str, quantised: Quantised | None) -> None:
         CheckpointError: they are; the message names the format.
     """
     if quantised is not None:
+        needed = " This format is only read in a folder whose config.json describes it (bits, group size)."
         raise CheckpointError(
             f"{label} is quantised: {quantised.format} ({quantised.evidence}). Its tensors cannot be averaged "
             "individually; expected plain floats. Use the model that it was quantised from, or dequantise it first."
+            f"{needed if quantised.format in _DESCRIBED else ''}"
         )

@@ -109,8 +109,8 @@ def read_vocabulary(folder: Path) -> Vocabulary:
 
 
 def has_tokenizer(folder: Path) -> bool:
-    """Return whether a folder holds files of a tokenizer."""
-    return bool(_files(folder))
+    """Return whether a path is a folder that holds files of a tokenizer."""
+    return folder.is_dir() and bool(_files(folder))
 
 
 def same_tokenizer(one: Path, other: Path) -> bool:

@@ -16,7 +16,7 @@ from weightspace.lora.adapter import Adapter, Factors
 from weightspace.lora.formats.module import DENOISER, canonical
 from weightspace.lora.tied_weights import Shapes
 
-#: Prefixes in files that contain several components -> the component; autoencoders have no adapters.
+#: Prefixes in files that contain several components -> the component; other components have no adapters.
 _PREFIXES = {
     "model.diffusion_model.": DENOISER,
     "diffusion_model.": DENOISER,
@@ -31,6 +31,19 @@ _PREFIXES = {
     "first_stage_model.": "",
     "vae.": "",
 }
+
+#: Prefixes in diffusers' pipelines -> the component.
+_FOLDERS = {
+    "unet.": DENOISER,
+    "transformer.": DENOISER,
+    "text_encoder.": "text_encoder",
+    "text_encoder_2.": "text_encoder_2",
+    "text_encoder_3.": "text_encoder_3",
+    "vae.": "",
+}
+
+#: Beginnings of names that only a pipeline has; ``transformer.`` is also a wrapper in other networks.
+_OF_PIPELINES = ("vae.", "text_encoder.")
 
 #: A parameter of OpenCLIP -> the projections that are thirds of its rows.
 _FUSED, _THIRDS = "in_proj_weight", ("q_proj", "k_proj", "v_proj")
@@ -138,13 +151,15 @@ def _indexed(shapes: Shapes) -> tuple[_Index, frozenset[str]]:
     """Return the tensors of a model by the names of their modules, and its components, if its names have them."""
     index: dict[tuple[str, str, str], list[_Place]] = {}
     components: set[str] = set()
+    is_pipeline = any(name.startswith(_OF_PIPELINES) for name in shapes)
+    prefixes = {**_PREFIXES, **(_FOLDERS if is_pipeline else {})}
     for name in shapes:
         module, _, parameter = name.rpartition(".")
         keys = [("", canonical(module))]
-        prefix = next((prefix for prefix in _PREFIXES if name.startswith(prefix)), None)
-        if prefix is not None and _PREFIXES[prefix]:
-            components.add(_PREFIXES[prefix])
-            keys.append((_PREFIXES[prefix], canonical(module.removeprefix(prefix))))
+        prefix = next((prefix for prefix in prefixes if name.startswith(prefix)), None)
+        if prefix is not None and prefixes[prefix]:
+            components.add(prefixes[prefix])
+            keys.append((prefixes[prefix], canonical(module.removeprefix(prefix))))
         for component, flat in keys:
             index.setdefault((component, flat, parameter), []).append(_Place(name))
             for third, projection in enumerate(_THIRDS if parameter == _FUSED else ()):

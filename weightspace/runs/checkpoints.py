@@ -6,7 +6,9 @@ import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
+from statistics import median_low
 
 from weightspace.checkpoints.atomic_write import one_line_errors
 from weightspace.checkpoints.detection import is_checkpoint
@@ -29,6 +31,9 @@ _STEP = "{step}"
 
 #: Maximum number of digits of a step.
 _DIGITS = 18
+
+#: A distance between two steps that is larger than this multiple of the median shows that checkpoints are missing.
+_GAP = 1.5
 
 
 @dataclass(frozen=True)
@@ -57,6 +62,8 @@ def find_checkpoints(
     The step is the number after ``step`` in a name (``epoch=3-step=1200.ckpt``, ``global_step1200``), else after
     ``iter``, ``checkpoint`` or ``epoch`` (``iter_0001200``, ``checkpoint-1200``), else the only number in it. Files and
     folders that aren't checkpoints, and names without a number (``last.ckpt``), are left out.
+
+    A warning names steps between which checkpoints seem to be missing: their distance is larger than the usual one.
 
     Args:
         run: the folder.
@@ -96,7 +103,22 @@ def find_checkpoints(
             f"Found {len(kept)} checkpoints that fit, expected at least {last or 1}. {run} has {len(found)}, from step "
             f"{found[0].step} to {found[-1].step}."
         )
-    return tuple(reversed(kept[:last]))
+    chosen = tuple(reversed(kept[:last]))
+    _warn_of_gaps(run, [one.step for one in found if chosen[0].step <= one.step <= chosen[-1].step])
+    return chosen
+
+
+def _warn_of_gaps(run: str | os.PathLike[str], steps: Sequence[int]) -> None:
+    """Warn of steps that are further apart than usual, between which checkpoints are missing."""
+    distances = [after - before for before, after in pairwise(steps)]
+    usual = median_low(distances) if distances else 0
+    gaps = [f"{steps[index]} and {steps[index + 1]}" for index, one in enumerate(distances) if one > _GAP * usual]
+    if gaps:
+        more = f" and {len(gaps) - 3:,} more" if len(gaps) > 3 else ""
+        warn_caller(
+            f"{os.fspath(run)}: its checkpoints are {usual:g} steps apart, but none is between {', '.join(gaps[:3])}{more}. "
+            "Are some missing? The weights take all distances as equal."
+        )
 
 
 def _all_in(folder: Path, pattern: str | None) -> tuple[RunCheckpoint, ...]:

@@ -67,6 +67,17 @@ def test_a_soup_of_sentence_encoders_encodes_as_the_average_made_by_hand(
     }
 
 
+def test_the_provenance_names_the_files_of_all_modules(
+    sentence_models: tuple[Path, Path, Path], tmp_path: Path
+) -> None:
+    """Files of two modules have the same name, so their folders tell them apart."""
+    ws.merge_files(sentence_models[:2], tmp_path / "out")
+    inputs = json.loads(load_metadata(tmp_path / "out")["inputs"])
+    names = [entry["name"] for entry in inputs]
+    assert names == [f"{model}/{file}" for model in "ab" for file in ("model.safetensors", "2_Dense/model.safetensors")]
+    assert "`a/2_Dense/model.safetensors`" in (tmp_path / "out/README.md").read_text()
+
+
 def test_one_module_is_merged_and_the_others_are_copied(
     sentence_models: tuple[Path, Path, Path], tmp_path: Path
 ) -> None:

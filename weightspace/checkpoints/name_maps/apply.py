@@ -10,6 +10,7 @@ from weightspace.checkpoints.detection import weight_files
 from weightspace.checkpoints.json_file import read_json_object
 from weightspace.checkpoints.metadata import AssembledTensor, CheckpointMetadata, CopiedPiece, TensorInfo
 from weightspace.checkpoints.name_maps.name_map import NameMap, Rule
+from weightspace.checkpoints.name_maps.preparing import preparing_map
 from weightspace.checkpoints.name_maps.strides import cut_boxes, joined_boxes, strides_of
 from weightspace.errors import CheckpointError
 
@@ -31,6 +32,7 @@ class Mapped:
         parts: number of tensors that these are made of.
         split: number of tensors that are split into several.
         left_out: names of tensors without a counterpart.
+        kept: names of tensors that no rule matches.
         example: an old and a new name, or None if nothing changes.
     """
 
@@ -40,6 +42,7 @@ class Mapped:
     parts: int
     split: int
     left_out: tuple[str, ...]
+    kept: tuple[str, ...]
     example: tuple[str, str] | None
 
     def describe(self) -> str:
@@ -49,7 +52,8 @@ class Mapped:
         counts += [f"{self.split:,} split"] if self.split else []
         counts += [f"{len(self.left_out):,} left out, such as {self.left_out[0]}"] if self.left_out else []
         old, new = self.example or ("", "")
-        return f"{', '.join(counts)} (such as {old} to {new})" if counts else "nothing changes"
+        kept = f"; {len(self.kept):,} keep their names, such as {self.kept[0]}" if self.kept else ""
+        return f"{', '.join(counts)} (such as {old} to {new}){kept}" if counts else "nothing changes"
 
 
 def side_of(contents: CheckpointMetadata, name_map: NameMap) -> int | None:
@@ -121,10 +125,10 @@ class _Conversion:
         self.rules: dict[str, Rule] = {}
         self.split = 0
         self.left_out: list[str] = []
+        self.kept: list[str] = []
 
     def made(self) -> Mapped:
         """Return the checkpoint under its new names."""
-        unmatched = []
         for name in self.contents.tensors:
             hits = [
                 (rule, part, values)
@@ -139,13 +143,17 @@ class _Conversion:
                 self.left_out.append(name)
                 continue
             if not hits:
-                unmatched.append(name)
+                self.kept.append(name)
                 self._keep(name, name)
                 continue
             self._convert(name, *hits[0])
-        if unmatched and self.map.complete and not self.is_check:
-            more = f" and {len(unmatched) - _LISTED:,} more" if len(unmatched) > _LISTED else ""
-            raise self._error(f"has no rule for {', '.join(map(repr, unmatched[:_LISTED]))}{more}, but must match all")
+        if self.kept and self.map.complete and not self.is_check:
+            more = f" and {len(self.kept) - _LISTED:,} more" if len(self.kept) > _LISTED else ""
+            before = preparing_map(self.map, 1 - self.side, self.kept)
+            advice = "" if before is None else f". Name the map {before} before this one"
+            raise self._error(
+                f"has no rule for {', '.join(map(repr, self.kept[:_LISTED]))}{more}, but must match all{advice}"
+            )
         for name, parts in self.joined.items():
             self._join(self.rules[name], name, parts)
         return self._mapped()
@@ -173,7 +181,8 @@ class _Conversion:
         pairs = [*changed, *((one.sources[0], name) for name, one in self.assembled.items())]
         parts = sum(len(own) for own in self.joined.values())
         return Mapped(
-            new, len(changed), len(self.joined), parts, self.split, tuple(self.left_out), next(iter(pairs), None)
+            *(new, len(changed), len(self.joined), parts, self.split, tuple(self.left_out), tuple(self.kept)),
+            next(iter(pairs), None),
         )
 
     def _convert(self, name: str, rule: Rule, part: int, values: Mapping[str, str]) -> None:

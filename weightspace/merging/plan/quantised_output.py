@@ -109,6 +109,11 @@ def with_quantisation(
         )
     _check_names(quantised)
     _report(quantised, chosen, quantise, note)
+    if config is None:
+        note(
+            "No quantization_config is written, without which transformers and vLLM do not load FP8 weights: the output "
+            "has no config.json. Write a folder, and name a model with a config.json first, or as the base."
+        )
     return quantised
 
 
