@@ -50,7 +50,7 @@ FOREIGN = {
     "a Git LFS pointer": (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "git lfs pull"),
     "a web page": (b"<!DOCTYPE html><html>404", "is a web page"),
     "a gzip archive": (b"\x1f\x8b\x08\x00", "is a gzip archive"),
-    "text": (b"hello, world", "begins neither like a safetensors file nor like a torch or GGUF file"),
+    "text": (b"hello, world", "begins neither like a safetensors file nor like a torch, GGUF or flax file"),
     "nothing": (b"", "begins neither"),
 }
 

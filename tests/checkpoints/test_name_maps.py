@@ -317,20 +317,13 @@ def test_unknown_maps_and_idle_ones_are_said(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("family", ["sd15", "sdxl"])
 def test_a_conversion_that_would_leave_names_of_the_other_side_is_refused(family: str, tmp_path: Path) -> None:
-    """Transformers 5 saves the text encoder of a pipeline without ``text_model``."""
-    state = {"unet.conv_in.weight": torch.ones(2), "text_encoder.encoder.layers.0.mlp.fc1.weight": torch.ones(2, 2)}
+    state = {"unet.conv_in.weight": torch.ones(2), "text_encoder.encoder.layer.0.mlp.fc1.weight": torch.ones(2, 2)}
     ws.save_checkpoint(state, tmp_path / "pipe.safetensors")
     out = tmp_path / "out.safetensors"
-
-    def merge(*names: str) -> ws.MergeReport:
-        reading = ReadingOptions(names=list(names))
-        return ws.merge_files([tmp_path / "pipe.safetensors"], out, method="passthrough", reading=reading)
-
-    with pytest.raises(CheckpointError, match=r"fc1.weight', but must.* Name the map clip-text-5=transformers4 before"):
-        merge(f"{family}=ldm")
+    reading = ReadingOptions(names=[f"{family}=ldm"])
+    with pytest.raises(CheckpointError, match=r"has no rule for 'text_encoder.*fc1.weight', but must match all"):
+        ws.merge_files([tmp_path / "pipe.safetensors"], out, method="passthrough", reading=reading)
     assert not out.exists()
-    merge("clip-text-5=transformers4", f"{family}=ldm")
-    assert not any(name.startswith("text_encoder.") for name in ws.load_checkpoint(out))
 
 
 def test_the_safety_checker_of_a_pipeline_is_left_out_of_a_single_file(tmp_path: Path) -> None:
@@ -349,3 +342,22 @@ def test_names_that_no_rule_matches_are_counted(tmp_path: Path) -> None:
     one = parse_name_map({"sides": ["x", "y"], "rules": [{"x": "{m}.gamma", "y": "{m}.weight"}]}, "mine")
     found = mapped(read_contents(tmp_path / "m.safetensors"), one, 1)
     assert found.describe() == "1 renamed (such as a.gamma to a.weight); 2 keep their names, such as b.gama"
+
+
+def test_tensors_in_pieces_are_renamed_and_fused(tmp_path: Path) -> None:
+    state = {f"m.{name}_proj.weight": torch.randn(6, 4) for name in ("gate", "up")}
+    state["m.LayerNorm.gamma"] = torch.randn(4)
+    ws.save_checkpoint(state, tmp_path / "run.dcp")
+    assert read_contents(tmp_path / "run.dcp").pieces
+    converted(tmp_path / "run.dcp", ["layer-norm=new", "gate-up=fused"], tmp_path / "m.safetensors")
+    found = ws.load_checkpoint(tmp_path / "m.safetensors")
+    assert torch.equal(found["m.LayerNorm.weight"], state["m.LayerNorm.gamma"])
+    assert torch.equal(found["m.gate_up_proj.weight"], torch.cat([state[f"m.{n}_proj.weight"] for n in ("gate", "up")]))
+
+
+def test_variants_are_maps_that_exist() -> None:
+    content = own_map(rules=[{"a": "x", "b": "y"}], variants={"a": "clip-text-6"})
+    with pytest.raises(WeightspaceError, match=r"map of the variants.*clip-text-6"):
+        read_name_maps(content)
+    with pytest.raises(WeightspaceError, match=r"key of names: variants.*'c'"):
+        read_name_maps(own_map(rules=[{"a": "x", "b": "y"}], variants={"c": "clip-text-5"}))

@@ -13,10 +13,12 @@ from typing import Literal, TypeAlias
 from weightspace.checkpoints.atomic_write import one_line_errors
 from weightspace.checkpoints.gguf.header import MAGIC
 from weightspace.checkpoints.hub_names import missing_checkpoint
+from weightspace.checkpoints.msgpack_items import SUFFIX as MSGPACK_SUFFIX
+from weightspace.checkpoints.msgpack_items import looks_like_msgpack
 from weightspace.checkpoints.safetensors_header import MAX_HEADER
 from weightspace.errors import CheckpointError
 
-Format: TypeAlias = Literal["safetensors", "torch", "gguf"]
+Format: TypeAlias = Literal["safetensors", "torch", "gguf", "flax"]
 
 #: File endings of weight files that this library writes.
 SAFETENSORS_SUFFIX = ".safetensors"
@@ -87,6 +89,8 @@ def file_format(path: Path) -> Format:
         return "torch"
     if path.suffix.lower() == GGUF_SUFFIX:
         return "gguf"
+    if path.suffix.lower() == MSGPACK_SUFFIX or looks_like_msgpack(start):
+        return "flax"
     raise CheckpointError(
-        f"{path} is not a checkpoint: it begins neither like a safetensors file nor like a torch or GGUF file."
+        f"{path} is not a checkpoint: it begins neither like a safetensors file nor like a torch, GGUF or flax file."
     )

@@ -31,6 +31,7 @@ ENTRANCES = (
     *(f"{DIFFUSERS}.safetensors", f"{DIFFUSERS}.safetensors.index.json"),
     *(f"{DIFFUSERS}.bin", f"{DIFFUSERS}.bin.index.json"),
     "pytorch_model_fsdp.bin",  # accelerate's full state dict of FSDP
+    *("flax_model.msgpack", "flax_model.msgpack.index.json"),
 )
 
 #: Names of the same with a variant: ``model.fp16.safetensors``, ``model.safetensors.index.fp16.json``.
@@ -108,6 +109,8 @@ def find_weights(folder: Path) -> Weights:
     if entrance.suffix != ".json":
         return Weights(entrance, (entrance,), None)
     index = read_index(entrance)["weight_map"]
+    if entrance.name.startswith("flax_"):  # keys of its maps, joined by slashes
+        index = {name.replace("/", "."): shard for name, shard in index.items()}
     files = tuple(folder / shard for shard in sorted(set(index.values())))
     for file in files:
         if not file.is_file():

@@ -49,11 +49,11 @@ def load_checkpoint(
 
     Args:
         path: a safetensors file, a torch file (with any ending: ``.pt``, ``.ckpt``, ``.pth.tar``), a GGUF file (under
-            Hugging Face names; quantised tensors become float32), a folder of transformers, sentence-transformers or
-            diffusers (names in a pipeline start with the component: ``unet.``), or the folder of a training checkpoint
-            (torch DCP, DeepSpeed ZeRO); or, as a string, a URL of one (``hf://org/model``), which is downloaded to
-            ``$WEIGHTSPACE_CACHE`` first, or ``ORG/MODEL``, ``ORG/MODEL@REVISION`` on the Hugging Face Hub, read from
-            its cache if present.
+            Hugging Face names; quantised tensors become float32), a flax file (under flax's names), a folder of
+            transformers, sentence-transformers or diffusers (names in a pipeline start with the component: ``unet.``),
+            or the folder of a training checkpoint (torch DCP, DeepSpeed ZeRO); or, as a string, a URL of one
+            (``hf://org/model``), which is downloaded to ``$WEIGHTSPACE_CACHE`` first, or ``ORG/MODEL``,
+            ``ORG/MODEL@REVISION`` on the Hugging Face Hub, read from its cache if present.
         strip_prefix: prefix to remove from names that start with it, for example ``"module."``.
         key: the entry of a torch file that holds the state dict, ``""`` for the top level; by default the top
             level, or ``state_dict``, ``model_state_dict`` or ``model``, with a ``WeightspaceWarning`` if another
@@ -169,7 +169,8 @@ def _divided(state: StateDict, components: Sequence[Component], path: Path) -> d
 def load_metadata(path: StrPath) -> dict[str, str]:
     """Return the metadata of a checkpoint, without reading its tensors.
 
-    Safetensors files always have the key ``format`` (``pt``). The lists in a GGUF file are omitted.
+    Safetensors files always have the key ``format`` (``pt``). The lists in a GGUF file are omitted, and
+    flax files have no metadata.
 
     Raises:
         CheckpointError: the checkpoint is missing or damaged.
@@ -183,7 +184,8 @@ def load_metadata(path: StrPath) -> dict[str, str]:
                 return metadata
             path = find_components(path)[0].weights.entrance
         readers = {"torch": read_torch_metadata, "gguf": read_gguf_metadata, "safetensors": read_safetensors_metadata}
-        return readers[file_format(path)](path)
+        form = file_format(path)
+        return {} if form == "flax" else readers[form](path)
 
 
 def _checked_metadata(metadata: Mapping[str, str], path: Path) -> dict[str, str]:

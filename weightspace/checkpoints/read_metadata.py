@@ -12,6 +12,7 @@ from pathlib import Path
 from weightspace.checkpoints.atomic_write import one_line_errors
 from weightspace.checkpoints.components import Component, find_components
 from weightspace.checkpoints.file_format import file_format
+from weightspace.checkpoints.flax_file import flax_contents
 from weightspace.checkpoints.hf_folder import Weights, check_index
 from weightspace.checkpoints.metadata import (
     CheckpointMetadata,
@@ -69,6 +70,7 @@ def _united(path: Path, components: tuple[Component, ...], parts: Sequence[Check
         next((part.key for part in parts if part.key is not None), None),
         {},
         tuple(note for part in parts for note in part.notes),
+        pieces={name: pieces for part in parts for name, pieces in part.pieces.items()},
         components=components,
     )
 
@@ -91,7 +93,9 @@ def _sharded(
     tied = {name: owner for part in parts.values() for name, owner in part.tied.items()}
     places = {name: place for part in parts.values() for name, place in part.places.items()}
     notes = tuple(note for part in parts.values() for note in part.notes)
-    return CheckpointMetadata(path, weights.files, tensors, tied, places, next(iter(parts.values())).key, notes=notes)
+    pieces = {name: own for part in parts.values() for name, own in part.pieces.items()}
+    key = next(iter(parts.values())).key
+    return CheckpointMetadata(path, weights.files, tensors, tied, places, key, notes=notes, pieces=pieces)
 
 
 def _file_contents(path: Path, key: str | None) -> CheckpointMetadata:
@@ -101,6 +105,8 @@ def _file_contents(path: Path, key: str | None) -> CheckpointMetadata:
         return _torch_contents(path, key)
     if form == "gguf":
         return _gguf_contents(path)
+    if form == "flax":
+        return flax_contents(path)
     header = read_header(path)
     tied = tied_entries(path, header)
     tensors = {name: TensorInfo(entry.dtype, entry.shape) for name, entry in header.entries.items()}

@@ -22,6 +22,7 @@ from weightspace.checkpoints.components import Component, find_components
 from weightspace.checkpoints.dtypes import DTYPES
 from weightspace.checkpoints.fetching import fetched_path
 from weightspace.checkpoints.file_format import file_format
+from weightspace.checkpoints.flax_file import flax_contents
 from weightspace.checkpoints.gguf_file import read_gguf
 from weightspace.checkpoints.hf_folder import read_weights
 from weightspace.checkpoints.metadata import CheckpointMetadata, Place, StoredPart, TensorInfo
@@ -218,6 +219,10 @@ def read_state(
             state = read_safetensors(file)
             check_storable(state, file)
             return state
+        if form == "flax":
+            contents = flax_contents(file)
+            notes.extend(contents.notes)
+            return CheckpointReader(contents).state()
         state, choices = read_gguf(file) if form == "gguf" else read_torch(file, key)
         notes.extend(choices)
         return state

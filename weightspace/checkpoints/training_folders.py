@@ -28,10 +28,14 @@ _LATEST = ("latest", "latest_checkpointed_iteration.txt")
 _LONGEST = 255
 
 #: Files of formats that aren't read -> the format, and what to do instead.
-_ORBAX = ("a checkpoint of Orbax (JAX)", "Save its arrays as safetensors: restore it with Orbax first.")
+_ORBAX = (
+    "a checkpoint of Orbax (JAX)",
+    'Its arrays are in a database that only Orbax reads. Convert them to a flax file: python -c "import sys, flax, '
+    "orbax.checkpoint as o; open('flax_model.msgpack', 'wb').write(flax.serialization.to_bytes("
+    'o.StandardCheckpointer().restore(sys.argv[1])))" /ABSOLUTE/PATH',
+)
 _NOT_READ = {
     **dict.fromkeys(("manifest.ocdbt", "_CHECKPOINT_METADATA", "default/manifest.ocdbt", "default/_METADATA"), _ORBAX),
-    "flax_model.msgpack": ("weights of flax", "Save its arrays as safetensors: flax.serialization.msgpack_restore."),
     "zero/*/fp32.pt": ("a universal checkpoint of DeepSpeed", "Use the checkpoint that it was made from."),
     "pytorch_model_fsdp_rank*.bin": ("a local state dict of FSDP", "Save it with state_dict_type SHARDED_STATE_DICT."),
     "mp_rank_*/model_optim_rng.pt": (

@@ -15,7 +15,7 @@ from weightspace.connectivity.interpolated_network import interpolated
 from weightspace.errors import WeightspaceWarning
 from weightspace.lora.factor_files import check_is_model
 from weightspace.suggestions import unknown
-from weightspace.tasks.building import blank_network, check_belongs, experts_for
+from weightspace.tasks.building import blank_network, fitted
 from weightspace.tasks.protocol import Task
 
 #: Correction between the endpoints: none, recomputed BatchNorm statistics, or corrected units of all layers.
@@ -47,14 +47,12 @@ class LinearPath:
     ) -> None:
         self.task, self.passes = task, passes
         self.network = blank_network(task)
-        a, b = (experts_for(self.network, state).stacked(state) for state in (a, b))
-        self.a, self.b = a, b
         for state, name in ((a, "a"), (b, "b")):
             check_is_model(state, name)
-            check_belongs(task, self.network, state, name)
-        Coordinates([a, b])  # refuses incompatible models before anything is scored
+        self.a, self.b = (fitted(task, self.network, state, name) for state, name in ((a, "a"), (b, "b")))
+        Coordinates([self.a, self.b])  # refuses incompatible models before anything is scored
         self.statistics = resolved(statistics, self.network, task)
-        self._renormalise = Renormaliser(task, self.network, a, b) if self.statistics == "repair" else None
+        self._renormalise = Renormaliser(task, self.network, self.a, self.b) if self.statistics == "repair" else None
 
     def at(self, position: float) -> nn.Module:
         """Return the network at a position: the same module on every call, with different weights.

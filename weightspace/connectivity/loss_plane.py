@@ -28,7 +28,7 @@ from weightspace.errors import WeightspaceError
 from weightspace.lora.factor_files import check_is_model
 from weightspace.progress import Progress
 from weightspace.reprs import brief
-from weightspace.tasks.building import blank_network, check_belongs
+from weightspace.tasks.building import blank_network, fitted
 from weightspace.tasks.protocol import Split, Task, threads_of
 from weightspace.threads import torch_threads
 
@@ -201,9 +201,9 @@ def loss_plane(
         >>> plane = ws.loss_plane(task, a, b, c, resolution=2)
     """
     _check_settings(names, resolution, margin, statistics)
-    states = (a, b, c)
     with torch_threads(threads_of(task)):
-        network = _network_of(task, states, names)
+        network = blank_network(task)
+        states = _fitted(task, network, (a, b, c), names)
         positions = _coordinates([name for name, _ in network.named_parameters()], *states)
         axes = _axes(positions, resolution, margin)
         done = "reset" if resolved(statistics, network, task) == "reset" else "none"
@@ -218,13 +218,14 @@ def loss_plane(
     return Plane(tuple(names), positions, x=axes[0], y=axes[1], split=split, statistics=done, task=task.name, **scores)
 
 
-def _network_of(task: Task, states: Sequence[StateDict], names: Sequence[str]) -> nn.Module:
-    """Return a network of the task after checking that the weights fit it."""
-    network = blank_network(task)
+def _fitted(
+    task: Task, network: nn.Module, states: tuple[StateDict, StateDict, StateDict], names: Sequence[str]
+) -> tuple[StateDict, StateDict, StateDict]:
+    """Return the models with the names and shapes of the network."""
     for state, name in zip(states, names, strict=True):
         check_is_model(state, name)
-        check_belongs(task, network, state, name)
-    return network
+    a, b, c = (fitted(task, network, state, name) for state, name in zip(states, names, strict=True))
+    return a, b, c
 
 
 def _grid(

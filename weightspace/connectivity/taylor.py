@@ -29,7 +29,7 @@ from weightspace.connectivity.batchnorm import SEED
 from weightspace.errors import WeightspaceError
 from weightspace.lora.factor_files import check_is_model
 from weightspace.matching import Losses
-from weightspace.tasks.building import blank_network, check_belongs
+from weightspace.tasks.building import blank_network, fitted
 from weightspace.tasks.protocol import Split, Task, threads_of
 from weightspace.threads import torch_threads
 
@@ -72,7 +72,7 @@ def taylor_barrier(task: Task, a: StateDict, b: StateDict, *, split: Split = "tr
     network = blank_network(task)
     for state, name in ((a, "a"), (b, "b")):
         check_is_model(state, name)
-        check_belongs(task, network, state, name)
+    a, b = (fitted(task, network, state, name) for state, name in ((a, "a"), (b, "b")))
     coordinates = Coordinates([a, b])
     _check_followed(coordinates)
     names = [name for name, _ in network.named_parameters(remove_duplicate=False) if name not in coordinates.functions]

@@ -36,11 +36,11 @@ class Factors:
         embedding: they are called ``lora_embedding_A`` and ``lora_embedding_B``.
         shape: shape of the tensor.
         part: the tensor's part of ``A`` and ``B``, if these belong to all experts of a layer.
-        product: ``low-rank``, ``hadamard``, ``kronecker``, ``difference``, or ``stacked``.
+        product: ``low-rank``, ``hadamard``, ``kronecker``, ``difference``, ``stacked``, or ``rows``.
         axis: axis of the tensor along which it has one DoRA magnitude per index; None without DoRA.
         magnitudes: number of DoRA magnitudes, if the shape doesn't determine it.
         stack: first row -> changes of parts of the rows, such as queries, keys and values in one tensor; their roles in
-            ``names`` begin with that row and a colon.
+            ``names`` begin with that row and a colon. Of ``rows``: first row -> the change that these are rows of.
     """
 
     names: Mapping[str, str]

@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 from weightspace.errors import CheckpointError
 from weightspace.lora.adapter import Adapter, Factors
+from weightspace.lora.flux_modules import flux_as_in_model
 from weightspace.lora.formats.module import DENOISER, canonical
 from weightspace.lora.tied_weights import Shapes
 
@@ -80,6 +81,7 @@ def located_modules(adapter: Adapter, shapes: Shapes, source: str) -> Adapter:
     Raises:
         CheckpointError: a target is ambiguous, two targets are the same tensor, or the model may be several components.
     """
+    adapter = flux_as_in_model(adapter, shapes)
     index, components = _indexed(shapes)
     found = {target: _candidates(adapter, target, index, components) for target in adapter.targets}
     for target, places in found.items():

@@ -46,6 +46,12 @@ def factored(factors: Factors, tensors: Mapping[str, Tensor], source: str) -> Pa
         a = contracted(tensors["mid"], a) if "mid" in tensors else a
         return Pair(b, a, factors.scale)
     rows, columns = factors.shape[0], math.prod(factors.shape[1:])
+    if factors.product == "rows":
+        ((first, whole),) = factors.stack.items()
+        pair = factored(whole, tensors, source)
+        return pair._replace(b=pair.b[first : first + rows])
+    if factors.product == "stacked":
+        return _stacked(factors, tensors, source)
     if factors.product == "hadamard":
         _check_size(factors.rank**2, rows, columns, source)
         (b, a), (d, c) = hadamard_pairs(tensors)
@@ -56,6 +62,24 @@ def factored(factors: Factors, tensors: Mapping[str, Tensor], source: str) -> Pa
     (b, a), (d, c) = halves
     _check_size(len(a) * len(c), rows, columns, source)
     return Pair(_kronecker(b, d), _kronecker(a, c), factors.scale)
+
+
+def _stacked(factors: Factors, tensors: Mapping[str, Tensor], source: str) -> Pair:
+    """Return the change of parts of the rows; parts with equal ``A``, as of a split matrix, share it."""
+    pairs: list[tuple[int, Pair]] = []
+    for start, own in factors.stack.items():
+        pair = factored(own, {role: tensors[f"{start}:{role}"] for role in own.names}, source)
+        pairs.append((start, Pair(pair.b * pair.scale, pair.a, 1.0)))
+    distinct: list[Tensor] = []
+    for _, pair in pairs:
+        if not any(torch.equal(pair.a, a) for a in distinct):
+            distinct.append(pair.a)
+    columns = torch.tensor([0, *(len(a) for a in distinct)]).cumsum(0).tolist()
+    b = torch.zeros(factors.shape[0], columns[-1], dtype=torch.float64)
+    for start, pair in pairs:
+        index = next(number for number, a in enumerate(distinct) if torch.equal(a, pair.a))
+        b[start : start + len(pair.b), columns[index] : columns[index + 1]] = pair.b
+    return Pair(b, torch.cat(distinct), 1.0)
 
 
 def _kronecker(left: Tensor, right: Tensor) -> Tensor:

@@ -101,6 +101,19 @@ class Stacked:
         return rows
 
 
+class Rows:
+    """Some rows of a change."""
+
+    def __init__(self, whole: Change, first: int, height: int) -> None:
+        """Take the change, the first row, and the number of rows."""
+        self.dtype, self.width = whole.dtype, whole.width
+        self._whole, self._first, self._height = whole, first, height
+
+    def rows(self, first: int, last: int) -> Tensor:
+        """Return the rows from ``first`` up to ``last``, fewer at the end."""
+        return self._whole.rows(self._first + first, self._first + min(last, self._height))
+
+
 def change_of(factors: Factors, tensors: Mapping[str, Tensor], dtype: torch.dtype) -> Change:
     """Return the change of a tensor, without DoRA.
 
@@ -119,6 +132,9 @@ def change_of(factors: Factors, tensors: Mapping[str, Tensor], dtype: torch.dtyp
             for start, own in factors.stack.items()
         }
         return Stacked(changes, {start: own.shape[0] for start, own in factors.stack.items()}, dtype)
+    if factors.product == "rows":
+        ((first, whole),) = factors.stack.items()
+        return Rows(change_of(whole, tensors, dtype), first, factors.shape[0])
     if factors.product == "difference":
         return Difference(tensors["difference"], dtype)
     return LowRank(low_rank_a(tensors), tensors["B"], factors.scale, dtype=dtype)

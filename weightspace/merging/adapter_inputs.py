@@ -155,7 +155,7 @@ def _check_mergeable(adapter: Adapter) -> None:
                 f"{adapter.path} scales {name!r} to DoRA's magnitudes, which depends on the model; expected a plain "
                 f"LoRA. {instead}"
             )
-        if factors.product == "difference":
+        if "difference" in (factors.product, *(own.product for own in factors.stack.values())):
             raise CheckpointError(
                 f"{adapter.path} has the full difference of {name!r} (diff, w_norm or b_norm); expected "
                 f"factors. {instead}"

@@ -14,6 +14,7 @@ from weightspace.checkpoints.reader import CheckpointReader
 from weightspace.errors import WeightspaceError
 from weightspace.lora.adapter import Adapter, Factors
 from weightspace.lora.factored import truncated
+from weightspace.lora.flux_modules import flux_as_written
 from weightspace.lora.read import read_adapter
 from weightspace.merging.adapter_inputs import pair_of, targets_of, unified, warn_of_other_bases
 from weightspace.merging.adapter_method import AdapterMethod
@@ -96,7 +97,7 @@ def merge_adapters(
     written = chosen_format(format, read)
     check_output(out, written)
     warn_of_other_bases(read)
-    inputs = unified(read)
+    inputs = unified(flux_as_written(read, written))
     targets = targets_of(inputs)
     merged, errors = _merged(merging, inputs, targets, rank)
     recorded = {"inner": merging.inner, "weights": list(merging.weights), "parameters": options}

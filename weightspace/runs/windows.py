@@ -180,7 +180,7 @@ class _TaskScorer:
 
     def scores(self, path: Path, *, mixed: bool) -> dict[str, float]:
         """Return the scores of a checkpoint on each split."""
-        ingredient = Ingredient(str(path), path)
+        ingredient = Ingredient(str(path), path, self._judge.measure.shapes)
         self._judge.measure.check(ingredient.load(), ingredient.name)
         found = self._judge.one(_Average(ingredient) if mixed else Alone(ingredient), SPLITS)
         return {split: float(found[split][self.objective]) for split in SPLITS}

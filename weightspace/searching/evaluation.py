@@ -169,7 +169,7 @@ def _outcome(
             raise
         except WeightspaceError as error:
             return str(error)
-        measure.check(state, "the merged network")
+        state = measure.fitted(state, "the merged network")
         if isinstance(measure, FunctionMeasure):  # which may modify the tensors
             state = {name: tensor.clone() for name, tensor in state.items()}
         found, reads = measure.scores(state.items(), splits, mixed=candidate.mixed), measure.reads()

@@ -62,7 +62,8 @@ def gain_over(
 
 def _by_part(measure: TaskMeasure, state: StateDict, mixed: bool, parts: int) -> Sequence[float]:
     """Return a network's objective on every part of the validation split, higher is better."""
-    network = measure.scorer().put(state.items(), mixed=mixed)
+    scorer = measure.scorer()
+    network = scorer.put(scorer.fitted(state, "the network").items(), mixed=mixed)
     found = []
     for index in range(parts):
         part = part_of(measure.task, index, parts)

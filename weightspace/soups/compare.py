@@ -184,7 +184,8 @@ def compare_recipes(
         raise WeightspaceError(f"Recipe {lacking[0]!r} starts from the pretrained model; pass base= (--base).")
     place = Place(executor, workers, gpus, ray_address)
     judge = Judge(task, statistics, cache=cache, cache_key=None, place=place, mode=mode)
-    maker = _Maker(ingredients_of(states_or_paths), task, judge, statistics, base, on_state)
+    ingredients = ingredients_of(states_or_paths, judge.measure.shapes)
+    maker = _Maker(ingredients, task, judge, statistics, base, on_state)
     try:
         return maker.report(recipes, tie, per, on_progress, replacement=replacement)
     finally:
@@ -270,7 +271,7 @@ class _Maker:
         """Return the scores of a complete soup, cached by its weights."""
         if self.on_state is not None:
             self.on_state(recipe, state)
-        return self.judge.one(Alone(Ingredient(f"the {recipe} soup", state)), self.splits)
+        return self.judge.one(Alone(Ingredient(f"the {recipe} soup", state, self.judge.measure.shapes)), self.splits)
 
     def _single(self, name: str, singles: Sequence[Scores], split: str) -> Row:
         """Return the row of the best single model on a split; ties go to the first."""

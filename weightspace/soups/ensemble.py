@@ -41,7 +41,7 @@ def ensemble(
     """
     judge = Judge(task, "none", cache=cache, cache_key=None, place=Place(), mode="max")  # unused: nothing is selected
     try:
-        ingredients = ingredients_of(states_or_paths)
+        ingredients = ingredients_of(states_or_paths, judge.measure.shapes)
         check_ingredients(ingredients, judge.measure.check)
         return ensembled(ingredients, judge, splits)
     finally:

@@ -92,8 +92,8 @@ def flatness(
         Wortsman et al. 2022, https://arxiv.org/abs/2203.05482, section 4; normalisation by tensor as in Li et al. 2018,
         https://arxiv.org/abs/1712.09913, section 4 (there by filter).
     """
-    centre, *others = ingredients_of([state, *ingredients])
     scorer = Scorer(task, statistics)
+    centre, *others = ingredients_of([state, *ingredients], scorer.shapes)
     check_ingredients((centre, *others), scorer.check)
     weights = centre.load()
     generator = torch.Generator().manual_seed(seed)
@@ -134,8 +134,8 @@ def gain(
         Wortsman et al. 2022, https://arxiv.org/abs/2203.05482, section 3.3.2.
     """
     direction = task_mode(task, mode)
-    start, first, second = ingredients_of([pretrained, a, b])
     scorer = Scorer(task)
+    start, first, second = ingredients_of([pretrained, a, b], scorer.shapes)
     check_ingredients((start, first, second), scorer.check)
     values = []
     for position in (0.0, 0.5, 1.0):

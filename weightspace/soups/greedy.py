@@ -156,7 +156,7 @@ def greedy_soup(
     place = Place(executor, workers, gpus, ray_address)
     judge = Judge(score, statistics, cache=cache, cache_key=cache_key, place=place, mode=mode)
     try:
-        found = ingredients_of(states_or_paths)
+        found = ingredients_of(states_or_paths, judge.measure.shapes)
         return greedily(found, judge, tie=tie, replacement=replacement, on_progress=on_progress)
     finally:
         judge.measure.forget()
@@ -283,7 +283,7 @@ class _Search:
         state, measure = self.mean.state(), self.judge.measure
         if len(self.taken) > 1 and isinstance(measure, TaskMeasure):
             state = settled(measure.task, state, measure.statistics)
-        return Soup(state, tuple(self.taken), tuple(self.scores), tuple(self.trials))
+        return Soup(self.ingredients[0].as_stored(state), tuple(self.taken), tuple(self.scores), tuple(self.trials))
 
     def _note(self, number: int, size: int, score: float, accepted: bool | None) -> None:
         name = self.ingredients[number].name

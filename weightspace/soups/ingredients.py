@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeAlias
 
@@ -19,6 +19,7 @@ from weightspace.checkpoints import StateDict, check_compatible, load_checkpoint
 from weightspace.checkpoints.atomic_write import one_line_errors
 from weightspace.checkpoints.buffers import Parametrizations, find_parametrizations
 from weightspace.checkpoints.detection import weight_files
+from weightspace.checkpoints.expert_layout import expert_layout
 from weightspace.checkpoints.fetching import is_elsewhere
 from weightspace.checkpoints.measure import count_non_finite
 from weightspace.checkpoints.reader import read_checkpoint
@@ -32,10 +33,18 @@ Source: TypeAlias = "StateDict | str | os.PathLike[str]"
 
 @dataclass(frozen=True)
 class Ingredient:
-    """One model: its name in tables and errors, and the source of its tensors."""
+    """One model.
+
+    Attributes:
+        name: its name in tables and errors.
+        source: the source of its tensors.
+        shapes: the tensors of the network that it is for, name -> shape; experts that the network has stacked are
+            stacked when it is loaded.
+    """
 
     name: str
     source: Source
+    shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
 
     def load(self) -> StateDict:
         """Return the tensors; those of a file are read into memory, so that it may change afterwards.
@@ -43,15 +52,27 @@ class Ingredient:
         Raises:
             CheckpointError: the checkpoint is missing or damaged, or changes while it is being read.
         """
-        return self.source if isinstance(self.source, dict) else read_checkpoint(self.source)
+        given = isinstance(self.source, dict)
+        state = self.source if isinstance(self.source, dict) else read_checkpoint(self.source)
+        return expert_layout(self.shapes, state).stacked(state, consume=not given)
 
     def mapped(self) -> StateDict:
         """Return the tensors; those of a file are memory-mapped if possible, so that all models can be open at once.
 
+        Experts that are stacked are read into memory.
+
         Raises:
             CheckpointError: the checkpoint is missing or damaged.
         """
-        return self.source if isinstance(self.source, dict) else load_checkpoint(self.source)
+        state = self.source if isinstance(self.source, dict) else load_checkpoint(self.source)
+        return expert_layout(self.shapes, state).stacked(state)
+
+    def as_stored(self, state: StateDict) -> StateDict:
+        """Return a model in the network's layout with separate experts if those of the ingredient are separate."""
+        if not any(".experts." in name for name in self.shapes):
+            return state
+        stored = self.source if isinstance(self.source, dict) else load_checkpoint(self.source)
+        return expert_layout(self.shapes, stored).separate(state)
 
     def stamp(self) -> tuple[tuple[int, int], ...]:
         """Return size and modification time, in nanoseconds, of its files; empty for tensors and URLs.
@@ -67,8 +88,14 @@ class Ingredient:
         return tuple((status.st_size, status.st_mtime_ns) for status in statuses)
 
 
-def ingredients_of(sources: Sequence[Source]) -> tuple[Ingredient, ...]:
+def ingredients_of(
+    sources: Sequence[Source], shapes: Mapping[str, tuple[int, ...]] | None = None
+) -> tuple[Ingredient, ...]:
     """Return the ingredients; a file is named by its path, a state dict by its index from 0.
+
+    Args:
+        sources: the checkpoints and state dicts.
+        shapes: the tensors of the network that they are for; None if there is none.
 
     Raises:
         WeightspaceError: there are none.
@@ -76,7 +103,7 @@ def ingredients_of(sources: Sequence[Source]) -> tuple[Ingredient, ...]:
     if isinstance(sources, str | os.PathLike | dict) or not len(sources):
         raise WeightspaceError(f"A soup needs a list of at least one checkpoint or state dict; found {sources!r:.80}.")
     return tuple(
-        Ingredient(str(number) if isinstance(source, dict) else os.fspath(source), source)
+        Ingredient(str(number) if isinstance(source, dict) else os.fspath(source), source, shapes or {})
         for number, source in enumerate(sources)
     )
 

@@ -94,9 +94,9 @@ def learned_soup(
     """
     if per not in get_args(Per):
         raise unknown("grouping of coefficients", per, get_args(Per))
-    ingredients = ingredients_of(paths)
-    states = [ingredient.mapped() for ingredient in ingredients]
     scorer = Scorer(task, statistics)
+    ingredients = ingredients_of(paths, scorer.shapes)
+    states = [ingredient.mapped() for ingredient in ingredients]
     against = IngredientCheck()
     for ingredient, state in zip(ingredients, states, strict=True):
         against.add(state, ingredient.name)
@@ -106,7 +106,7 @@ def learned_soup(
     with torch_threads(threads_of(task)), context:
         losses = _descend(mixture, task, epochs, learning_rate, on_progress)
     coefficients = {group: tuple(alpha.tolist()) for group, alpha in mixture.coefficients().items()}
-    state = settled(task, mixture.state(), statistics)
+    state = ingredients[0].as_stored(settled(task, mixture.state(), statistics))
     return LearnedSoup(state, coefficients, float(mixture.log_scale.detach().exp()), tuple(losses))
 
 

@@ -78,6 +78,15 @@ class TaskMeasure:
         """
         self.scorer().check(state, name)
 
+    def fitted(self, state: StateDict, name: str) -> StateDict:
+        """Return a model in the layout of the task's network; see ``Scorer.fitted``."""
+        return self.scorer().fitted(state, name)
+
+    @property
+    def shapes(self) -> Mapping[str, tuple[int, ...]]:
+        """The tensors of the task's network, name -> shape."""
+        return self.scorer().shapes
+
     def scores(self, tensors: Tensors, splits: Sequence[str], *, mixed: bool) -> dict[str, Mapping[str, float]]:
         """Return the task's scores on each split."""
         scorer = self.scorer()
@@ -135,6 +144,15 @@ class FunctionMeasure:
 
     def check(self, state: StateDict, name: str) -> None:
         """Accept any model; the function itself checks it."""
+
+    def fitted(self, state: StateDict, name: str) -> StateDict:
+        """Return a model as it is."""
+        return state
+
+    @property
+    def shapes(self) -> Mapping[str, tuple[int, ...]]:
+        """Empty: a function has no network."""
+        return {}
 
     def scores(self, tensors: Tensors, splits: Sequence[str], *, mixed: bool) -> dict[str, Mapping[str, float]]:
         """Return the function's value as the score of each split."""

@@ -10,6 +10,7 @@ from weightspace.merging.in_memory import merge_states
 from weightspace.merging.methods import METHODS
 from weightspace.soups.ingredients import IngredientCheck, Source, ingredients_of
 from weightspace.soups.scoring import Statistics, settled
+from weightspace.tasks.building import blank_network, shapes_of
 from weightspace.tasks.protocol import Task
 
 
@@ -41,8 +42,9 @@ def model_stock_soup(
         >>> model_stock_soup([a, b], base)["w"]  # orthogonal task vectors give the base
         tensor([0., 0.])
     """
-    (origin,) = ingredients_of([base])
-    ingredients = ingredients_of(states_or_paths)
+    shapes = None if task is None else shapes_of(blank_network(task))
+    (origin,) = ingredients_of([base], shapes)
+    ingredients = ingredients_of(states_or_paths, shapes)
     if len(ingredients) < 2:
         raise WeightspaceError(
             f"Model Stock needs at least two fine-tunes, besides their base; found {len(ingredients)}."
@@ -51,4 +53,5 @@ def model_stock_soup(
     checked = IngredientCheck()
     for one, state in zip((origin, *ingredients), (start, *states), strict=True):
         checked.add(state, one.name)
-    return settled(task, merge_states(states, METHODS["model_stock"], start), statistics)
+    state = settled(task, merge_states(states, METHODS["model_stock"], start), statistics)
+    return ingredients[0].as_stored(state)

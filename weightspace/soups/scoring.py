@@ -15,7 +15,7 @@ from weightspace.connectivity.batchnorm import SEED, has_batchnorm_statistics, r
 from weightspace.errors import WeightspaceError, warn_caller
 from weightspace.merging.running_statistics import statistics_advice
 from weightspace.suggestions import unknown
-from weightspace.tasks.building import blank_network, check_belongs
+from weightspace.tasks.building import blank_network, check_belongs, experts_for, fitted, shapes_of
 from weightspace.tasks.protocol import Task, threads_of
 from weightspace.tasks.scores import scores_of
 from weightspace.threads import torch_threads
@@ -38,6 +38,7 @@ class Scorer:
         network: the network, in evaluation mode.
         resets: whether BatchNorm statistics are re-estimated.
         aliases: name of a tied tensor -> its first name.
+        shapes: the network's tensors, name -> shape.
 
     Raises:
         WeightspaceError: the choice of statistics is unknown.
@@ -48,6 +49,7 @@ class Scorer:
             raise unknown("choice of statistics", statistics, get_args(Statistics))
         self.task, self.network = task, blank_network(task).to(device)
         self.aliases = tied_names(self.network.state_dict())
+        self.shapes = shapes_of(self.network)
         self.resets = (
             statistics != "none"
             and has_batchnorm_statistics(self.network)
@@ -61,6 +63,14 @@ class Scorer:
             CheckpointError: names or shapes differ.
         """
         check_belongs(self.task, self.network, state, name)
+
+    def fitted(self, state: StateDict, name: str) -> StateDict:
+        """Return a model with the names and shapes of the network; separate experts are stacked where it has them so.
+
+        Raises:
+            CheckpointError: names or shapes differ.
+        """
+        return fitted(self.task, self.network, state, name)
 
     @torch.no_grad()
     def put(self, tensors: Tensors, *, mixed: bool) -> nn.Module:
@@ -95,7 +105,7 @@ def settled(task: Task | None, state: StateDict, statistics: Statistics) -> Stat
 
     Args:
         task: task with the data; without a task, the state is returned unchanged.
-        state: weights of the task's network.
+        state: weights of the task's network; experts may be separate, and stay so.
         statistics: ``"none"`` leaves the statistics unchanged; see ``Scorer``.
 
     Raises:
@@ -110,9 +120,11 @@ def settled(task: Task | None, state: StateDict, statistics: Statistics) -> Stat
             warn_caller(advice)
         return state
     scorer = Scorer(task, statistics)
+    layout, given = experts_for(scorer.network, state), state
+    state = layout.stacked(state)
     scorer.check(state, "the soup")
     if not scorer.resets:
-        return state
+        return given
     network = scorer.put(state.items(), mixed=True)
     measured = {
         f"{prefix}.{name}" if prefix else name: buffer
@@ -120,10 +132,12 @@ def settled(task: Task | None, state: StateDict, statistics: Statistics) -> Stat
         if isinstance(layer, _BatchNorm)
         for name, buffer in layer.named_buffers(recurse=False)
     }
-    return {
-        name: measured[name].to(tensor.device, tensor.dtype, copy=True) if name in measured else tensor
-        for name, tensor in state.items()
-    }
+    return layout.separate(
+        {
+            name: measured[name].to(tensor.device, tensor.dtype, copy=True) if name in measured else tensor
+            for name, tensor in state.items()
+        }
+    )
 
 
 #: A user-defined score of a state dict; higher is better unless ``mode="min"``.

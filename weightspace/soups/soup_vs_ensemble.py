@@ -99,8 +99,9 @@ def soup_against_ensemble(
     """
     if not 0 < position < 1:
         raise WeightspaceError(f"The position of a soup must be strictly between 0 and 1; found {position}.")
-    first, second = ingredients_of([a, b])
-    pair = _Pair(first, second, Scorer(task, statistics), split)
+    scorer = Scorer(task, statistics)
+    first, second = ingredients_of([a, b], scorer.shapes)
+    pair = _Pair(first, second, scorer, split)
     check_ingredients((first, second), pair.scorer.check)
     if scale is None:
         pair.put(position)

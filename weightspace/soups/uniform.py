@@ -9,6 +9,7 @@ from weightspace.checkpoints import StateDict
 from weightspace.soups.ingredients import IngredientCheck, Source, ingredients_of
 from weightspace.soups.running_mean import RunningMean
 from weightspace.soups.scoring import Statistics, settled
+from weightspace.tasks.building import blank_network, shapes_of
 from weightspace.tasks.protocol import Task
 
 
@@ -45,9 +46,10 @@ def uniform_soup(
         {'w': tensor([2.])}
     """
     mean, checked = RunningMean(), IngredientCheck()
-    ingredients = ingredients_of(states_or_paths)
+    ingredients = ingredients_of(states_or_paths, None if task is None else shapes_of(blank_network(task)))
     for ingredient in ingredients:
         state = ingredient.load()
         checked.add(state, ingredient.name)
         mean.add(state, ingredient.name)
-    return mean.state() if len(ingredients) == 1 else settled(task, mean.state(), statistics)
+    state = mean.state() if len(ingredients) == 1 else settled(task, mean.state(), statistics)
+    return ingredients[0].as_stored(state)

@@ -84,9 +84,9 @@ def wise_ft(
         (0.0, 0.5, 1.0)
     """
     _check(positions, splits)
-    a, b = ingredients_of([pretrained, finetuned])
     place = Place(executor, workers, gpus, ray_address)
     judge = Judge(task, statistics, cache=cache, cache_key=None, place=place, mode=mode)
+    a, b = ingredients_of([pretrained, finetuned], judge.measure.shapes)
     points = [OnLine(a, b, float(position)) for position in positions]
     try:
         check_ingredients((a, b), judge.measure.check)
@@ -99,7 +99,7 @@ def wise_ft(
         positions=tuple(point.position for point in points),
         scores={split: tuple(scores[split] for scores in found) for split in splits},
         position=best.position,
-        state=settled(task, state, statistics) if best.mixed else state,
+        state=a.as_stored(settled(task, state, statistics) if best.mixed else state),
     )
 
 

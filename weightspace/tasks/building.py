@@ -16,9 +16,14 @@ def blank_network(task: Task) -> nn.Module:
         return task.network().eval()
 
 
+def shapes_of(network: nn.Module) -> dict[str, tuple[int, ...]]:
+    """Return the shapes of a network's tensors by name."""
+    return {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
+
+
 def experts_for(network: nn.Module, state: StateDict) -> ExpertLayout:
     """Return how a state dict names the experts of a network."""
-    return expert_layout({name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}, state)
+    return expert_layout(shapes_of(network), state)
 
 
 def check_belongs(task: Task, network: nn.Module, state: StateDict, name: str) -> None:
@@ -36,16 +41,33 @@ def check_belongs(task: Task, network: nn.Module, state: StateDict, name: str) -
     check_compatible(network.state_dict(), state, names=(f"the network of {task.name}", name))
 
 
+def fitted(task: Task, network: nn.Module, state: StateDict, name: str) -> StateDict:
+    """Return a state dict with the names and shapes of a network of the task.
+
+    Experts may be separate, as in files of transformers, where the network has them stacked; they are stacked.
+
+    Args:
+        task: named in the error.
+        network: network of the task.
+        state: the state dict; returned as it is if it has the network's names.
+        name: name of the state dict in the error.
+
+    Raises:
+        CheckpointError: it has other names or shapes, or the experts to be stacked have different dtypes.
+    """
+    state = experts_for(network, state).stacked(state)
+    check_belongs(task, network, state, name)
+    return state
+
+
 def network_with(task: Task, state: StateDict, name: str = "the checkpoint") -> nn.Module:
     """Return a new network of the task with these weights, in evaluation mode.
 
-    Experts may be separate, as in files of transformers, where the network has them stacked.
+    Experts may be separate, as for ``fitted``.
 
     Raises:
         CheckpointError: the names or shapes of the weights differ from the network's.
     """
     network = blank_network(task)
-    state = experts_for(network, state).stacked(state)
-    check_belongs(task, network, state, name)
-    network.load_state_dict(state)
+    network.load_state_dict(fitted(task, network, state, name))
     return network

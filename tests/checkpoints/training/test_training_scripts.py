@@ -133,7 +133,6 @@ def test_a_run_of_megatron_is_read_without_optimizer_and_objects(tmp_path: Path)
 REFUSED = {
     "orbax": (["_CHECKPOINT_METADATA", "manifest.ocdbt"], "Orbax"),
     "orbax in a folder": (["default/_METADATA", "default/manifest.ocdbt"], "Orbax"),
-    "flax": (["flax_model.msgpack"], "flax"),
     "zarr": (["metadata.json"], "zarr"),
     "universal": (["zero/w/fp32.pt"], "universal"),
 }

@@ -10,7 +10,6 @@ from weightspace.checkpoints.detection import weight_files
 from weightspace.checkpoints.json_file import read_json_object
 from weightspace.checkpoints.metadata import AssembledTensor, CheckpointMetadata, CopiedPiece, TensorInfo
 from weightspace.checkpoints.name_maps.name_map import NameMap, Rule
-from weightspace.checkpoints.name_maps.preparing import preparing_map
 from weightspace.checkpoints.name_maps.strides import cut_boxes, joined_boxes, strides_of
 from weightspace.errors import CheckpointError
 
@@ -67,19 +66,22 @@ def side_of(contents: CheckpointMetadata, name_map: NameMap) -> int | None:
     return None if scores[0] == scores[1] else scores.index(max(scores))
 
 
-def mapped(contents: CheckpointMetadata, name_map: NameMap, side: int) -> Mapped:
-    """Return a checkpoint under the names of a side of a map; nothing is read.
+def mapped(
+    contents: CheckpointMetadata, name_map: NameMap, side: int, config: Mapping[str, Any] | None = None
+) -> Mapped:
+    """Return a checkpoint under the names of a side of a map; no tensor is read.
 
     Args:
         contents: its metadata.
         name_map: the map.
         side: index of the side; the names are on the other one.
+        config: its configuration; None reads the one beside its weights.
 
     Raises:
         CheckpointError: a tensor is matched twice or not at all where all must be, parts of one are missing, shapes do
             not fit, two tensors get one name, or the names would not come back by the map's other direction.
     """
-    config = _config(contents)
+    config = _config(contents) if config is None else config
     kind = config.get("model_type")
     if name_map.model_types and kind is not None and kind not in name_map.model_types:
         raise CheckpointError(
@@ -149,11 +151,7 @@ class _Conversion:
             self._convert(name, *hits[0])
         if self.kept and self.map.complete and not self.is_check:
             more = f" and {len(self.kept) - _LISTED:,} more" if len(self.kept) > _LISTED else ""
-            before = preparing_map(self.map, 1 - self.side, self.kept)
-            advice = "" if before is None else f". Name the map {before} before this one"
-            raise self._error(
-                f"has no rule for {', '.join(map(repr, self.kept[:_LISTED]))}{more}, but must match all{advice}"
-            )
+            raise self._error(f"has no rule for {', '.join(map(repr, self.kept[:_LISTED]))}{more}, but must match all")
         for name, parts in self.joined.items():
             self._join(self.rules[name], name, parts)
         return self._mapped()
@@ -172,6 +170,7 @@ class _Conversion:
             places={new: contents.places[old] for old, new in self.names.items() if old in contents.places},
             renamed={new: contents.renamed.get(old, old) for old, new in self.names.items()},
             quantised={new: contents.quantised[old] for old, new in self.names.items() if old in contents.quantised},
+            pieces={new: contents.pieces[old] for old, new in self.names.items() if old in contents.pieces},
             assembled={
                 **{new: contents.assembled[old] for old, new in self.names.items() if old in contents.assembled},
                 **self.assembled,

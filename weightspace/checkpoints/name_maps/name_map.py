@@ -14,7 +14,7 @@ from weightspace.errors import WeightspaceError
 from weightspace.suggestions import unknown
 
 #: Keys of a map, and of a rule besides the two sides.
-_KEYS = ("about", "sides", "to", "complete", "left_out", "model_types", "tables", "rules")
+_KEYS = ("about", "sides", "to", "complete", "left_out", "model_types", "variants", "tables", "rules")
 _OPTIONS = ("dim", "sizes", "groups", "each", "transpose", "ones")
 
 #: Groups of one element per part: the parts are interleaved.
@@ -71,6 +71,8 @@ class NameMap:
         left_out: for each side, patterns of tensors that have no counterpart on the other and are left out.
         model_types: values of ``model_type`` in configurations that it is for; empty: any.
         complete: whether every tensor must be matched; otherwise the others keep their names.
+        variants: for each side, the built-in map whose second side is another spelling of it, or None; its first side
+            is the one that the rules have.
         content: the map as data.
     """
 
@@ -81,6 +83,7 @@ class NameMap:
     left_out: tuple[tuple[Pattern, ...], tuple[Pattern, ...]]
     model_types: tuple[str, ...]
     complete: bool
+    variants: tuple[str | None, str | None]
     content: Mapping[str, Any]
 
 
@@ -125,9 +128,21 @@ def parse_name_map(content: Any, title: str) -> NameMap:
         else ()
         for side in sides
     ]
+    variants = _mapping(top.get("variants") or {}, f"{title}: variants")
+    _check_keys(variants, sides, f"{title}: variants")
     types = _texts(top["model_types"], f"{title}: model_types") if "model_types" in top else []
     side = None if to is None else sides.index(to)
-    return NameMap(title, (sides[0], sides[1]), parsed, side, (gone[0], gone[1]), tuple(types), complete, dict(top))
+    return NameMap(
+        title=title,
+        sides=(sides[0], sides[1]),
+        rules=parsed,
+        to=side,
+        left_out=(gone[0], gone[1]),
+        model_types=tuple(types),
+        complete=complete,
+        variants=(variants.get(sides[0]), variants.get(sides[1])),
+        content=dict(top),
+    )
 
 
 def _rule(content: Any, sides: Sequence[str], tables: Mapping[str, Mapping[str, str]], where: str) -> Rule:

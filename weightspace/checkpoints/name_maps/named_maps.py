@@ -58,7 +58,7 @@ def written_maps(maps: Sequence[NameMap]) -> list[str | dict[str, Any]]:
 def _read(name: Any) -> NameMap:
     """Return a map."""
     if isinstance(name, Mapping):
-        return parse_name_map(dict(name), "names")
+        return _with_variants(parse_name_map(dict(name), "names"))
     if not isinstance(name, str | os.PathLike):
         raise WeightspaceError(f"names must be the name of a map, a YAML file or its content; found {name!r}.")
     text, _, side = os.fspath(name).partition("=")
@@ -71,4 +71,12 @@ def _read(name: Any) -> NameMap:
     documents = read_yaml(path)
     if len(documents) != 1 or not isinstance(documents[0], dict):
         raise WeightspaceError(f"{path} must hold one mapping, with sides and rules.")
-    return parse_name_map({**documents[0], **({"to": side} if side else {})}, title)
+    return _with_variants(parse_name_map({**documents[0], **({"to": side} if side else {})}, title))
+
+
+def _with_variants(name_map: NameMap) -> NameMap:
+    """Return a map after checking that the maps of its variants exist."""
+    for variant in name_map.variants:
+        if variant is not None and variant not in built_in():
+            raise unknown(f"map of the variants of {name_map.title}:", str(variant), built_in())
+    return name_map

@@ -18,6 +18,7 @@ from weightspace.checkpoints.companion_files import (
 )
 from weightspace.checkpoints.components import is_weights, listed_folders
 from weightspace.checkpoints.json_file import parse_json
+from weightspace.checkpoints.name_maps.suggest import fitting_map
 from weightspace.checkpoints.quantisation import QUANTISATION_FILES
 from weightspace.checkpoints.quantised.view import check_dequantised
 from weightspace.errors import CheckpointError, WeightspaceError
@@ -85,6 +86,8 @@ def check_something_in_common(sources: Sequence[Member]) -> None:
         other = next(index for index in range(1, len(names)) if not names[0] & names[index]) if len(names) == 2 else 1
         prefix = suggested_prefix(first, names[other])
         hint = f" --strip-prefix {prefix} removes the prefix." if prefix else " Are they models of one architecture?"
+        if (name_map := fitting_map(sources[other].contents, sources[0].contents)) is not None:
+            hint = f" The name map {name_map} brings them together: --names {name_map} (names: {name_map})."
         raise CheckpointError(
             f"{' and '.join(member.label for member in sources[:3])} have no tensor in common: "
             f"{first!r} against {next(iter(names[other]))!r}. There is nothing to merge.{hint}"

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 
 from weightspace.checkpoints.buffers import is_computed, is_pruned_in_one
 from weightspace.checkpoints.metadata import TensorInfo
+from weightspace.checkpoints.name_maps.suggest import fitting_map
 from weightspace.errors import CheckpointError
 from weightspace.merging.plan.plan import Member, Ref
 from weightspace.merging.plan.prefixes import suggested_prefix
@@ -87,6 +88,7 @@ class TensorFinder:
         self.computed: list[str] = []
         self.partial = partial
         self.lacking: dict[int, list[str]] = {}
+        self._maps: dict[tuple[int, int], str | None] = {}
 
     def sources(self, part: Slice) -> list[int]:
         """Return the member indices of a slice's sources."""
@@ -131,6 +133,7 @@ class TensorFinder:
         if is_computed(name, shape):
             self.computed.append(name)
             return Output(name, part, position, tuple(present[:1]), None, copied=True)
+        self._check_maps([ref for ref, own in zip(asked, refs, strict=True) if own is None], present[0])
         if self.partial and (found := self._without(name, part, position, asked, refs)) is not None:
             return found
         self._lacking([ref for ref, own in zip(wanted, refs, strict=True) if own is None], present[0])
@@ -188,6 +191,23 @@ class TensorFinder:
             return None
         self.untied = self.untied or name.endswith(".weight")
         return index, tied
+
+    def _check_maps(self, lacking: Sequence[Ref], present: Ref) -> None:
+        """Refuse models under names for which there is a name map: copied, their tensors would be there twice.
+
+        Args:
+            lacking: the tensors that are missing.
+            present: a model's tensor of that name.
+        """
+        pair = (lacking[0][0], present[0])
+        if pair not in self._maps:
+            self._maps[pair] = fitting_map(*(self.members[index].contents for index in pair))
+        if (name := self._maps[pair]) is not None:
+            lacks, has = (self.members[index].label for index in pair)
+            raise CheckpointError(
+                f"{lacks} has no tensor {lacking[0][1]!r}, which {has} has: one is stored with the names or the layout "
+                f"of another program. The name map {name} brings them together: --names {name} (names: {name})."
+            )
 
     def _lacking(self, lacking: Sequence[Ref], present: Ref) -> None:
         """Refuse a tensor that some models lack, or warn about it."""
