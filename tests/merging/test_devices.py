@@ -19,7 +19,17 @@ ON_DEVICE = [name for name, row in METHODS.items() if row.on_device]
 
 
 def test_the_methods_on_matrices_are_known() -> None:
-    decomposing = ["core_space", "dc_merge", "iso_c", "iso_cts", "knots", "optmerge", "subspace_boosting", "svc", "tsv_m"]
+    decomposing = [
+        "core_space",
+        "dc_merge",
+        "iso_c",
+        "iso_cts",
+        "knots",
+        "optmerge",
+        "subspace_boosting",
+        "svc",
+        "tsv_m",
+    ]
     assert sorted(ON_DEVICE) == sorted([*decomposing, "regmean", "wudi"])
 
 

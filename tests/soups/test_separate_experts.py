@@ -10,7 +10,16 @@ from torch import Tensor, nn
 
 import weightspace as ws
 from weightspace.checkpoints import StateDict
-from weightspace.soups import compare_recipes, flatness, gain, model_stock_soup, soup_against_ensemble
+from weightspace.soups import (
+    AdaMergingOptions,
+    LocalizationOptions,
+    compare_recipes,
+    flatness,
+    gain,
+    localize_and_stitch,
+    model_stock_soup,
+    soup_against_ensemble,
+)
 from weightspace.tasks import ClassificationTask, Examples
 
 EXPERTS, WIDTH, UNITS, CLASSES = 3, 6, 4, 4
@@ -88,6 +97,7 @@ SOUPS: dict[str, Callable[[Any], StateDict]] = {
     "greedy": lambda models: ws.greedy_soup(models, TASK, cache=False).state,
     "learned": lambda models: ws.learned_soup(models, TASK, epochs=2).state,
     "model_stock": lambda models: model_stock_soup(models[1:], models[0], TASK),
+    "adamerging": lambda models: ws.adamerging(models[1:], models[0], [TASK], options=AdaMergingOptions(steps=2)).state,
     "wise_ft": lambda models: ws.wise_ft(models[0], models[1], TASK, [0.5], cache=False).state,
 }
 
@@ -103,6 +113,14 @@ def test_soups_of_files_with_separate_experts_are_those_of_stacked_ones(
     check_equal(SOUPS[name](files), separate(expected))
     mixed = [models[0], *files[1:]]  # the soup has the layout of the first model
     check_equal(SOUPS[name](mixed), separate(expected) if name == "model_stock" else expected)
+
+
+def test_masks_of_separate_experts_are_those_of_stacked_ones(models: Models) -> None:
+    alike = [{**model, **{name: models[0][name] for name in models[0] if "norm." in name}} for model in models]
+    options = LocalizationOptions(epochs=1)
+    expected = localize_and_stitch(alike[1:], alike[0], [TASK, TASK], options=options).state
+    files = [separate(state) for state in alike]
+    check_equal(localize_and_stitch(files[1:], files[0], [TASK, TASK], options=options).state, separate(expected))
 
 
 NUMBERS: dict[str, Callable[[Any], Any]] = {

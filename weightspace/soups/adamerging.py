@@ -35,7 +35,7 @@ from weightspace.progress import Progress
 from weightspace.reprs import brief
 from weightspace.soups.elected_models import elected_models
 from weightspace.soups.entropy import prediction_entropy
-from weightspace.soups.ingredients import Source
+from weightspace.soups.ingredients import Source, ingredients_of
 from weightspace.soups.mixture import Mixture, Per, checked_states
 from weightspace.soups.scoring import Scorer, Statistics, settled
 from weightspace.suggestions import unknown
@@ -157,6 +157,7 @@ def adamerging(
     state = settled(tasks[0], mixture.state(), statistics)
     coefficients = {group: tuple(raw.detach().clamp(0, 1).tolist()) for group, raw in mixture.raw.items()}
     scores = {name: _scores(scorers, one) for name, one in (("start", first), ("adamerging", state))}
+    state = ingredients_of([base], scorers[0].shapes)[0].as_stored(state)
     return AdaMerged(state, coefficients, tuple(entropies), scores)
 
 

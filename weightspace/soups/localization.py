@@ -29,7 +29,7 @@ from weightspace.errors import WeightspaceError
 from weightspace.progress import Progress
 from weightspace.reprs import brief
 from weightspace.soups.elected_models import check_plain, largest_of_model
-from weightspace.soups.ingredients import Source
+from weightspace.soups.ingredients import Source, ingredients_of
 from weightspace.soups.mixture import checked_states
 from weightspace.soups.scoring import Scorer
 from weightspace.suggestions import unknown
@@ -144,6 +144,7 @@ def localize_and_stitch(
     kept = [sum(int(mask.sum()) for mask in own.values()) for own in masks]
     densities = tuple(count / size for count, size in zip(kept, sizes, strict=True))
     state = stitched(states, origin, masks, scorers[0].aliases)
+    state = ingredients_of([base], scorers[0].shapes)[0].as_stored(state)
     return Localized(state, tuple(masks), densities, tuple(losses))
 
 
