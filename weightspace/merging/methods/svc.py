@@ -30,7 +30,7 @@ from weightspace.merging.methods._tensor_stack import Chunk, Formula, TensorStac
 
 
 @merge_method(
-    formula="b + U γ Σ Vᵀ of the merged difference, with γ from its components along each task's difference",
+    formula="the first model, a merge of the others: the singular values of its difference, calibrated to theirs",
     source="Li et al. 2026, https://arxiv.org/abs/2602.05536",
     base="required",
     models=(2, None),
