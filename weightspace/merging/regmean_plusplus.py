@@ -140,10 +140,11 @@ class _Merging:
     def blocks(self) -> list[list[str]]:
         """Return the layers to merge by block, in the order in which they run; give all other tensors their means."""
         network = self.networks[0]
+        modules: dict[str, Any] = dict(network.named_modules())
         own = {
-            name: layer
-            for name, layer in network.named_modules()
-            if has_own_parameters(name, layer, network) and groups_of(layer) == 1  # pyright: ignore[reportArgumentType]
+            name
+            for name, layer in modules.items()
+            if has_own_parameters(name, layer, network) and groups_of(layer) == 1
         }
         order: dict[object, dict[str, None]] = {}
 

@@ -12,8 +12,9 @@ square block on the diagonal per task and 0 elsewhere.
 
 The defaults are those of the authors' code for networks that were fine-tuned as a whole. For LoRA, it sets ``rank`` to
 the adapters' rank, with the smoothing ``mean`` or ``linear``. A density of 0.001 is meant for matrices of several
-hundred rows and columns; smaller ones need more, to keep as many elements as there are directions. Of the paper, only
-the abstract was at hand: this follows the authors' code, https://github.com/Tobeginwith/DC-Merge.
+hundred rows and columns; smaller ones need more, to keep as many elements as there are directions. Tensors other than
+matrices get the mean of their differences. Of the paper, only the abstract was at hand: this follows the authors' code,
+https://github.com/Tobeginwith/DC-Merge.
 """
 
 from __future__ import annotations

@@ -10,8 +10,9 @@ were merged. Under ``then`` in a recipe, these are listed by themselves. By defa
 merged models, as in the authors' code, which takes 1 after TSV-M. A task without a component in a direction has
 :math:`s_{rt} = 0` there.
 
-Of the paper, only the abstract was at hand: this follows the authors' code, https://github.com/lyymuwu/SVC, which
-leaves out embeddings and projections by name; here, all matrices are calibrated.
+Tensors other than matrices stay as they were merged. Of the paper, only the abstract was at hand: this follows the
+authors' code, https://github.com/lyymuwu/SVC, and the description of the method in FusionBench. The authors leave out
+embeddings and projections by name; here, all matrices are calibrated.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from weightspace.merging.methods._tensor_stack import Chunk, Formula, TensorStac
 
 
 @merge_method(
-    formula="b + U γ Σ Vᵀ of the merged difference, with γ from its components along each task's difference",
+    formula="the first model, a merge of the others: the singular values of its difference, calibrated to theirs",
     source="Li et al. 2026, https://arxiv.org/abs/2602.05536",
     base="required",
     models=(2, None),
@@ -48,7 +49,7 @@ def svc(
         Parameter(help="least component of a task's difference", low=1e-6, computed="1 / merged models"),
     ] = None,
 ) -> Formula:
-    """Return the formula of SVC (algorithm 1); tensors other than matrices stay as they were merged."""
+    """Return the formula of SVC; tensors other than matrices stay as they were merged."""
     least = 1 / (len(stack.sources) - 1) if alpha is None else alpha
 
     def formula(chunk: Chunk) -> Tensor:
