@@ -43,7 +43,8 @@ def _cluster() -> Iterator[None]:
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
     try:
         cluster.add_node(num_cpus=1)
-        ray.init(address=cluster.address, log_to_driver=False, logging_level="ERROR")
+        quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
+        ray.init(address=cluster.address, **quiet)
         os.chdir(here)
         yield
     finally:
