@@ -135,13 +135,12 @@ def command(
         return
     given |= {"device": device} if method in _ON_DEVICE else {}
     a, b = load_checkpoint(target), load_checkpoint(source)
-    begin = time.perf_counter()
     with progress(method) as update:
+        begin = time.perf_counter()
         matching = match(spec, a, b, method, task=found, seed=seed, on_progress=shown(update), **given)
-    seconds = time.perf_counter() - begin
+        seconds = time.perf_counter() - begin
     matching.save(output)
-    named = networks.name_of(found)
-    _report(matching, method, output, len(spec.groups), task=named, seed=seed, seconds=seconds, as_json=as_json)
+    _report(matching, method, output, len(spec.groups), networks.name_of(found), seed, seconds, as_json=as_json)
 
 
 def _report(
@@ -149,10 +148,10 @@ def _report(
     method: str,
     output: str,
     groups: int,
-    *,
     task: str | None,
     seed: int,
     seconds: float,
+    *,
     as_json: bool,
 ) -> None:
     """Print the result of a matching."""

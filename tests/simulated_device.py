@@ -21,18 +21,18 @@ NAME = "meta"
 class Simulated(Tensor):
     """A tensor on the device, around its values on the CPU."""
 
-    values: Tensor
+    inner: Tensor
 
     @staticmethod
     def __new__(cls, values: Tensor) -> Simulated:
         made = Tensor._make_wrapper_subclass(
-            cls, values.shape, strides=values.stride(), dtype=values.dtype, device=NAME, storage_offset=0
+            cls, values.shape, strides=values.stride(), dtype=values.dtype, device=torch.device(NAME), storage_offset=0
         )
-        made.values = values
+        made.inner = values
         return made
 
     def __repr__(self, **options: Any) -> str:
-        return f"Simulated({self.values!r})"
+        return f"Simulated({self.inner!r})"
 
     @classmethod
     def __torch_dispatch__(cls, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -61,7 +61,7 @@ def _computed(function: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     if there and not moves and any(not isinstance(one, Simulated) and one.dim() for one in tensors):
         raise AssertionError(f"{function} mixes tensors of two devices")
     if str(function) == "aten.copy_.default":
-        args[0].values.copy_(_plain(args[1])) if isinstance(args[0], Simulated) else args[0].copy_(_plain(args[1]))
+        args[0].inner.copy_(_plain(args[1])) if isinstance(args[0], Simulated) else args[0].copy_(_plain(args[1]))
         return args[0]
     target = kwargs.get("device")
     if target is not None:
@@ -74,7 +74,7 @@ def _computed(function: Any, args: Any, kwargs: dict[str, Any]) -> Any:
 
 
 def _plain(one: Any) -> Any:
-    return one.values if isinstance(one, Simulated) else one
+    return one.inner if isinstance(one, Simulated) else one
 
 
 @contextmanager

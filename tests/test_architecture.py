@@ -30,6 +30,7 @@ LAYERS = (
     "sources",
     "parallel",
     "threads",
+    "devices",
     "cache",
     "checkpoints",
     "arithmetic",

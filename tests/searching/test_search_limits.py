@@ -17,8 +17,11 @@ from torch import nn
 import weightspace as ws
 from weightspace import cli
 from weightspace.errors import WeightspaceWarning
+from weightspace.merging import ExecutionOptions, ReadingOptions
 from weightspace.progress import Progress
 from weightspace.searching import SearchOptions, candidates
+from weightspace.searching.output_check import check_output
+from weightspace.searching.search import space_of
 from weightspace.tasks import ClassificationTask
 
 from .test_search import TINY, Toy, digits_recipe
@@ -68,9 +71,7 @@ def test_a_full_disk_and_too_little_memory_are_found_at_once(recipe: Path, monke
         ws.save_checkpoint({"w": torch.zeros(2000, 2000)}, f"{name}.safetensors")
     Path("recipe.yml").write_text(RECIPE.replace("task_arithmetic", "{choices: [task_arithmetic, tsv_m]}"))
     assert "needs about" in refused("-o", "best.safetensors")
-    score = f"{shutil.which('echo')} 1 {{model}}/"
-    words = ["recipe.yml", "--score", score, "--trials", "2", "--no-references", "--memory", "400"]
-    assert CliRunner().invoke(cli.main, ["search", *words, "-o", "best.safetensors"]).exit_code == 0
+    check_output(space_of("recipe.yml", None), "best.safetensors", ReadingOptions(), ExecutionOptions(400 * 2**20))
 
 
 class SlowTask(ClassificationTask):

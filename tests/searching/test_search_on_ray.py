@@ -36,35 +36,21 @@ print(value)
 def _cluster() -> Iterator[None]:
     """Start a cluster of two nodes with a CPU each, from a folder that isn't that of the search."""
     import ray
+    from ray.cluster_utils import Cluster
 
     here = os.getcwd()
     os.chdir("/")
-    cluster = _two_nodes()
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
     try:
-        ray.init(address=cluster.address, log_to_driver=False, logging_level="ERROR")
+        cluster.add_node(num_cpus=1)
+        quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
+        ray.init(address=cluster.address, **quiet)
         os.chdir(here)
         yield
     finally:
         os.chdir(here)
         ray.shutdown()
         cluster.shutdown()
-
-
-def _two_nodes() -> Any:
-    """Start the nodes; Ray gives each 30 seconds, which is too few where other tests run at the same time."""
-    from ray.cluster_utils import Cluster
-
-    for attempt in range(4):
-        cluster = Cluster()
-        try:
-            cluster.add_node(num_cpus=1, include_dashboard=False)
-            cluster.add_node(num_cpus=1)
-            return cluster
-        except Exception:
-            cluster.shutdown()
-            if attempt == 3:
-                raise
-    raise AssertionError
 
 
 def test_a_search_on_two_nodes_finds_what_one_process_finds(digits: ClassificationTask, trained: Path) -> None:
