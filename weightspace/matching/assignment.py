@@ -8,6 +8,8 @@ candidates as well, until there are none.
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
 from scipy.optimize import linear_sum_assignment
@@ -120,7 +122,8 @@ class _Edges:
             np.maximum(prices, needed, out=prices)
         return None
 
-    def _graph(self, values: np.ndarray) -> csr_array:
+    def _graph(self, values: np.ndarray) -> Any:
+        """Return a ``csr_array``, whose type stubs are incomplete."""
         return csr_array((values, self.columns, self.starts), shape=(self.size, self.size))
 
 
