@@ -191,6 +191,8 @@ def orders(board: Board) -> list[str]:
 
 def verdict(ranks: Ranks, settings: str) -> str:
     """Return Friedman's and Nemenyi's results as a sentence."""
+    if ranks.blocks < 2:
+        return f"{settings}: {len(ranks.means)} methods, one block: ranks are not tested"
     near = ", ".join(ranks.near_best)
     return (
         f"{settings}: {len(ranks.means)} methods, {ranks.blocks} blocks, Friedman p = {ranks.p_value:.2g}, critical "
@@ -246,21 +248,33 @@ def _figure(board: Board) -> Figure:
 
 
 def _draw_gains(axes: Any, board: Board, suite: str, labels: Sequence[str]) -> None:
-    """Draw the mean gain of every method over tuned task arithmetic, and its deviation over the seeds."""
+    """Draw the mean gain of every method over tuned task arithmetic, and its deviation over the seeds.
+
+    Defaults far below all tuned methods are drawn as arrows at the edge.
+    """
     factor = UNITS[suite][2]
     blocks = [block for block in board.blocks if block[0] == suite]
+
+    def gains(line: tuple[str, str]) -> list[float]:
+        found = board.rows.get(line, {})
+        return [factor * (board.gain(line, at) - board.gain(BAR, at)) for at in blocks if at in found]
+
+    tuned = [mean(found) for label in labels if (found := gains((label, "tuned")))]
+    least = 1.3 * min([*tuned, -0.02 * factor])
     for settings, colour, fill in (("default", COLOURS[0], "none"), ("tuned", COLOURS[1], "full")):
         for place, label in enumerate(labels):
-            found = board.rows.get((label, settings), {})
-            gains = [factor * (board.gain((label, settings), at) - board.gain(BAR, at)) for at in blocks if at in found]
-            if gains:
-                spread = stdev(gains) if len(gains) > 1 else 0.0
+            if found := gains((label, settings)):
+                middle, spread = mean(found), stdev(found) if len(found) > 1 else 0.0
                 name = {"default": "defaults", "tuned": "tuned by eight trials"}[settings] if place == 0 else None
-                axes.errorbar(
-                    mean(gains), place, xerr=spread, fmt="o", color=colour, fillstyle=fill, lw=1, ms=5, label=name
-                )
+                style: dict[str, Any] = {"color": colour, "fillstyle": fill, "ms": 5, "label": name}
+                if middle < least:
+                    axes.plot(least, place, "<", clip_on=False, **style)
+                else:
+                    axes.errorbar(middle, place, xerr=spread, fmt="o", lw=1, **style)
+    axes.axvline(mean(gains(SEARCH)), color=COLOURS[2], lw=0.9, ls="--", label="search")
     axes.axvline(0, color="#555555", lw=0.8)
+    axes.set_xlim(left=least)
     axes.set_title(suite, loc="left")
-    axes.set_xlabel(f"gain over tuned task\narithmetic, {'−' if factor == 1 else ''}{UNITS[suite][1]}")
+    axes.set_xlabel(f"gain over tuned task\narithmetic, {UNITS[suite][1]}")
     axes.grid(axis="x")
     axes.set_axisbelow(True)

@@ -17,6 +17,7 @@ import weightspace as ws
 from weightspace.merging.methods import METHODS, Method, Parameter
 
 Script = Callable[[str], ModuleType]
+ANALYSES = Path(__file__).parents[2] / "analyses"
 
 
 def test_ranks_and_their_critical_difference_are_those_of_worked_examples(script: Script) -> None:
@@ -116,6 +117,75 @@ def test_code_has_no_docstrings_and_docstrings_have_no_code(script: Script) -> N
     assert "Bisection algorithms" not in code
     assert "def insort_right" in code
     assert "def insort_right" not in docstrings
+
+
+def made_up() -> list[dict[str, Any]]:
+    """Return rows of two suites and two seeds in which the search beats tuned task arithmetic in one suite."""
+    rows = []
+    better = {
+        "task_arithmetic tuned": 2,
+        "task_arithmetic default": 1,
+        "ties default": 3,
+        "ties tuned": 4,
+        "search search": 5,
+    }
+    for suite in ("images", "characters"):  # whose smaller losses are better: the reverse order
+        for seed in (1, 2):
+            for line, rank in {**better, "only a reference": 0, "only b reference": 6}.items():
+                label, _, settings = line.rpartition(" ")
+                scores = {"loss": rank / 10, "accuracy": rank / 10}
+                found = {"validation": scores, "test": scores}
+                rows.append({"suite": suite, "seed": seed, "label": label, "settings": settings, "scores": found})
+    rows.append({"suite": "images", "seed": 1, "label": "slerp", "settings": "default", "left out": "merges two"})
+    return rows
+
+
+def test_a_search_is_said_to_win_only_where_its_test_score_is_better(script: Script) -> None:
+    table = script("scoreboard_table")
+    board = table.board_of(made_up())
+    said = table.answers(board)
+    assert "search: above tuned task arithmetic in the mean of 1 of 2 suites" in said
+    assert "search − tuned task arithmetic, images, test: +30.0, +30.0 % (higher is better)" in said
+    assert "search − tuned task arithmetic, characters, test: -0.300, -0.300 nats (higher is better)" in said
+    assert "ties above task_arithmetic (Yadav et al. 2023): does NOT come back in characters" in table.orders(board)
+    assert board.ranks("tuned").means == {"task_arithmetic": 1.5, "ties": 1.5}
+    lines = table.table(board)
+    assert lines[0].count("|") == lines[1].count("|") == lines[3].count("|")
+    assert "| best single fine-tune | 0.000 ± 0.000 | – | 60.0 ± 0.0 | – | – | – |" in lines
+    assert "| best trial of all methods | – | 0.100 ± 0.000 | – | 40.0 ± 0.0 | – | – |" in lines
+
+
+def test_a_method_without_rows_in_some_block_has_no_rank(script: Script) -> None:
+    table = script("scoreboard_table")
+    rows = made_up()
+    extra = next(row for row in rows if row["label"] == "ties")
+    board = table.board_of([*rows, {**extra, "label": "della"}])
+    assert set(board.ranks("default").means) == {"task_arithmetic", "ties"}
+
+
+def test_the_page_gets_the_results_between_its_marks(script: Script, tmp_path: Path) -> None:
+    table = script("scoreboard_table")
+    path = tmp_path / "page.md"
+    path.write_text(f"before\n{table.BEGIN}\nold\n{table.END}\nafter\n")
+    for _ in range(2):
+        table.write_page(path, table.board_of(made_up()), ["an answer"])
+    text = path.read_text()
+    assert text.startswith("before\n")
+    assert text.endswith(f"{table.END}\nafter\n")
+    assert "old" not in text
+    assert text.count("- an answer") == 1
+    assert "| `slerp` | merges two |" in text
+
+
+def test_the_page_says_what_the_kept_results_say(script: Script) -> None:
+    page = (ANALYSES.parent / "docs" / "pages" / "scoreboard.md").read_text(encoding="utf-8")
+    path = ANALYSES / "results" / "scoreboard.json"
+    if not path.is_file():
+        assert "No complete run is kept yet." in page
+        return
+    content = json.loads(path.read_text())
+    assert all(line in page for line in content["table"])
+    assert all(line in page for line in content["answers"])
 
 
 CHOSEN = "task_arithmetic;linear;regmean;task_arithmetic, then subspace_boosting;slerp"
