@@ -234,12 +234,10 @@ class LinearCombiner:
             _whole_sum(tensors, numerators, divisor, out)
             return
         total = _whole_sum(tensors, numerators, divisor, torch.empty_like(tensors[0]))
-
-        def exact(places: Tensor) -> Tensor:
-            first, second = (tensor.index_select(0, places) for tensor in tensors)
-            return (first.double() + second) / divisor
-
-        move_midpoints(total, exact, self.dtype)
+        first, second = tensors
+        move_midpoints(
+            total, lambda at: (first.index_select(0, at).double() + second.index_select(0, at)) / divisor, self.dtype
+        )
         out.copy_(narrowed(total, self.dtype))
 
     def _read(self, tensors: Sequence[Tensor], dtype: torch.dtype) -> list[Tensor]:
