@@ -234,12 +234,10 @@ class LinearCombiner:
             _whole_sum(tensors, numerators, divisor, out)
             return
         total = _whole_sum(tensors, numerators, divisor, torch.empty_like(tensors[0]))
-
-        def exact(places: Tensor) -> Tensor:
-            first, second = (tensor.index_select(0, places) for tensor in tensors)
-            return (first.double() + second) / divisor
-
-        move_midpoints(total, exact, self.dtype)
+        first, second = tensors
+        move_midpoints(
+            total, lambda at: (first.index_select(0, at).double() + second.index_select(0, at)) / divisor, self.dtype
+        )
         out.copy_(narrowed(total, self.dtype))
 
     def _read(self, tensors: Sequence[Tensor], dtype: torch.dtype) -> list[Tensor]:
@@ -307,9 +305,9 @@ class LinearCombiner:
 
 def _whole_sum(terms: Sequence[Tensor], numerators: Sequence[int], divisor: int, out: Tensor) -> Tensor:
     """Return ``Σ p_i x_i / q`` in ``out``, which may be the first term: an exact sum, and one rounding."""
-    total = torch.mul(terms[0], numerators[0], out=out) if numerators[0] != 1 or out is not terms[0] else out
+    total = terms[0] if numerators[0] == 1 and len(terms) > 1 else torch.mul(terms[0], numerators[0], out=out)
     for term, numerator in zip(terms[1:], numerators[1:], strict=True):
-        total.add_(term, alpha=numerator)
+        total = torch.add(total, term, alpha=numerator, out=out)
     if divisor & (divisor - 1) == 0:
         return total.mul_(1 / divisor) if divisor > 1 else total
     return total.div_(divisor)

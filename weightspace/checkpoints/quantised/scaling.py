@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 #: Number of elements that are converted at a time, small enough for their copies to stay in the cache.
 _PIECE = 2**17
 
-#: The code of NaN in E4M3 without its sign, the bit of the sign, and the one that the sign also gets when it is shifted.
+#: The code of NaN in E4M3 without its sign; the bit of the sign; and the bit that it also gets when it is shifted.
 _NAN, _SIGN, _SHIFTED_SIGN = 0x7F, 0x80, 0x4000
 
 #: E4M3 numbers read as float16 are smaller by this factor.
@@ -100,25 +100,19 @@ def multiply(values: Tensor, start: int, grid: Grid, scales: RangeReader) -> Ten
         grid: the blocks.
         scales: their scales.
     """
-    for at, part in _scaled_parts(start, start + len(values), grid, scales):
-        values[at - start : at - start + part.count].view(part.shape).mul_(part.scales)
+    for place, shape, own in _scaled_parts(start, start + len(values), grid, scales):
+        values[place].view(shape).mul_(own)
     return values
 
 
-class _Part(NamedTuple):
-    """Consecutive elements of a matrix, a rectangle of it, with scales that are broadcast to their shape."""
+def _scaled_parts(
+    start: int, stop: int, grid: Grid, scales: RangeReader
+) -> Iterator[tuple[slice, tuple[int, int], Tensor]]:
+    """Yield the parts of a range that are rectangles of the matrix, small enough to stay in the cache.
 
-    shape: tuple[int, int]
-    scales: Tensor
-
-    @property
-    def count(self) -> int:
-        """Number of elements."""
-        return math.prod(self.shape)
-
-
-def _scaled_parts(start: int, stop: int, grid: Grid, scales: RangeReader) -> Iterator[tuple[int, _Part]]:
-    """Yield the parts of a range, few enough elements each to stay in the cache, and the index of their first one."""
+    Yields:
+        Place in the range, shape, and scales that are broadcast to it.
+    """
     for row, column, (rows, columns) in _rectangles(start, stop, grid.columns):
         first, last = grid.block_row(row), grid.block_row(row + rows - 1) + 1
         width = grid.scale_columns
@@ -129,8 +123,9 @@ def _scaled_parts(start: int, stop: int, grid: Grid, scales: RangeReader) -> Ite
         while at < row + rows:
             end = min(row + rows, at + max(1, _PIECE // columns), grid.end(at) if grid.block_rows > 1 else row + rows)
             place = grid.block_row(at) - first
+            begin = at * grid.columns + column - start
             part = own[place : place + (end - at if grid.block_rows == 1 else 1)]
-            yield at * grid.columns + column, _Part((end - at, columns), part)
+            yield slice(begin, begin + (end - at) * columns), (end - at, columns), part
             at = end
 
 
@@ -189,16 +184,15 @@ def _scaled_e4m3(elements: Tensor, start: int, grid: Grid, scales: RangeReader) 
 
     found = torch.empty(len(elements), dtype=torch.float32)
     room = torch.empty(0, dtype=torch.int16)
-    for at, part in _scaled_parts(start, start + len(elements), grid, scales):
-        if len(room) < part.count:
-            room = torch.empty(part.count, dtype=torch.int16)
-        place = slice(at - start, at - start + part.count)
-        values = _reduced(elements[place], found[place], room).view(part.shape)
-        enlarged = part.scales * _REDUCED
+    for place, shape, own in _scaled_parts(start, start + len(elements), grid, scales):
+        if len(room) < math.prod(shape):
+            room = torch.empty(math.prod(shape), dtype=torch.int16)
+        values = _reduced(elements[place], found[place], room).view(shape)
+        enlarged = own * _REDUCED
         if enlarged.isfinite().all():  # the same products, rounded once
             values.mul_(enlarged)
         else:
-            values.mul_(_REDUCED).mul_(part.scales)
+            values.mul_(_REDUCED).mul_(own)
     return found
 
 
