@@ -116,8 +116,8 @@ def _warn_of_gaps(run: str | os.PathLike[str], steps: Sequence[int]) -> None:
     if gaps:
         more = f" and {len(gaps) - 3:,} more" if len(gaps) > 3 else ""
         warn_caller(
-            f"{os.fspath(run)}: its checkpoints are {usual:g} steps apart, but none is between {', '.join(gaps[:3])}{more}. "
-            "Are some missing? The weights take all distances as equal."
+            f"{os.fspath(run)}: its checkpoints are {usual:g} steps apart, but none is between "
+            f"{', '.join(gaps[:3])}{more}. Are some missing? The weights take all distances as equal."
         )
 
 

@@ -109,11 +109,7 @@ def with_quantisation(
         )
     _check_names(quantised)
     _report(quantised, chosen, quantise, note)
-    if config is None:
-        note(
-            "No quantization_config is written, without which transformers and vLLM do not load FP8 weights: the output "
-            "has no config.json. Write a folder, and name a model with a config.json first, or as the base."
-        )
+    _report_unconfigured(config is not None, note)
     return quantised
 
 
@@ -163,6 +159,15 @@ def _report(
         note(f"Not quantised, since their sides are not multiples of {BLOCK}: {_few(left)}.")
     if left := [name for name, own in chosen.items() if not own]:
         note(f"Not quantised, since it is not known how these experts are fused: {_few(left)}.")
+
+
+def _report_unconfigured(is_configured: bool, note: Callable[[str], None]) -> None:
+    """Report that an output without a configuration does not say how it is quantised."""
+    if not is_configured:
+        note(
+            "No quantization_config is written, without which transformers and vLLM do not load FP8 weights: the "
+            "output has no config.json. Write a folder, and name a model with a config.json first, or as the base."
+        )
 
 
 def _few(names: Sequence[str]) -> str:
