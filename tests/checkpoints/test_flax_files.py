@@ -32,7 +32,7 @@ def array(values: np.ndarray, *, kind: int = 1) -> msgpack.ExtType:
 
 
 def written(path: Path, tree: Any) -> Path:
-    path.write_bytes(msgpack.packb(tree, strict_types=False))
+    path.write_bytes(msgpack.packb(tree) or b"")
     return path
 
 
