@@ -315,17 +315,6 @@ def test_unknown_maps_and_idle_ones_are_said(tmp_path: Path) -> None:
     assert any("gate-up has no effect" in line for line in report.warnings)
 
 
-def test_tensors_in_pieces_are_renamed_and_fused(tmp_path: Path) -> None:
-    state = {f"m.{name}_proj.weight": torch.randn(6, 4) for name in ("gate", "up")}
-    state["m.LayerNorm.gamma"] = torch.randn(4)
-    ws.save_checkpoint(state, tmp_path / "run.dcp")
-    assert read_contents(tmp_path / "run.dcp").pieces
-    converted(tmp_path / "run.dcp", ["layer-norm=new", "gate-up=fused"], tmp_path / "m.safetensors")
-    found = ws.load_checkpoint(tmp_path / "m.safetensors")
-    assert torch.equal(found["m.LayerNorm.weight"], state["m.LayerNorm.gamma"])
-    assert torch.equal(found["m.gate_up_proj.weight"], torch.cat([state[f"m.{n}_proj.weight"] for n in ("gate", "up")]))
-
-
 def test_variants_are_maps_that_exist() -> None:
     content = own_map(rules=[{"a": "x", "b": "y"}], variants={"a": "clip-text-6"})
     with pytest.raises(WeightspaceError, match=r"map of the variants.*clip-text-6"):
