@@ -10,7 +10,7 @@ import torch
 
 import weightspace as ws
 from weightspace.checkpoints import StateDict
-from weightspace.checkpoints.expert_layout import expert_layout
+from weightspace.checkpoints.name_maps.expert_layout import expert_layout
 from weightspace.checkpoints.name_maps.named_maps import built_in, read_name_maps
 from weightspace.merging import ReadingOptions
 

@@ -32,7 +32,7 @@ def array(values: np.ndarray, *, kind: int = 1) -> msgpack.ExtType:
 
 
 def written(path: Path, tree: Any) -> Path:
-    path.write_bytes(msgpack.packb(tree, strict_types=False))
+    path.write_bytes(msgpack.packb(tree) or b"")
     return path
 
 
@@ -60,6 +60,16 @@ def test_arrays_are_read_by_range_from_their_places(tmp_path: Path) -> None:
     merged = ws.load_checkpoint(out)
     assert merged.keys() == expected.keys()
     assert all(torch.equal(merged[name], tensor) for name, tensor in expected.items())
+
+
+@pytest.mark.parametrize("transpose", [False, True])
+def test_arrays_in_chunks_get_names_by_maps(transpose: bool, tmp_path: Path) -> None:
+    rule = {"a": "params.big", "b": "model.big", "transpose": transpose}
+    reading = ReadingOptions(names={"sides": ["a", "b"], "to": "b", "rules": [rule]})
+    out = tmp_path / "out.safetensors"
+    ws.merge_files([FLAX / "state.msgpack"], out, method="passthrough", reading=reading)
+    expected = ws.load_checkpoint(FLAX / "state.msgpack")["params.big"]
+    assert torch.equal(ws.load_checkpoint(out)["model.big"], expected.T if transpose else expected)
 
 
 @pytest.mark.parametrize("family", ["llama", "mistral", "bert", "gpt2"])

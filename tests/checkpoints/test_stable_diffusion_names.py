@@ -13,7 +13,8 @@ import weightspace as ws
 from weightspace.checkpoints import StateDict
 from weightspace.merging import ReadingOptions
 
-pytest.importorskip("diffusers")
+diffusers: Any = pytest.importorskip("diffusers")
+transformers: Any = pytest.importorskip("transformers")
 
 TEXT = {"hidden_size": 8, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "vocab_size": 32}
 
@@ -23,9 +24,6 @@ LAYOUTS = ("pipeline4", "pipeline5", "single")
 
 def components(seed: int) -> dict[str, Any]:
     """Return the networks of a small Stable Diffusion 1."""
-    from diffusers import AutoencoderKL, UNet2DConditionModel
-    from transformers import CLIPTextConfig, CLIPTextModel
-
     torch.manual_seed(seed)
     channels = (4, 4, 8, 8)
     vae = {
@@ -36,11 +34,11 @@ def components(seed: int) -> dict[str, Any]:
         "norm_num_groups": 4,
     }
     return {
-        "unet": UNet2DConditionModel(
+        "unet": diffusers.UNet2DConditionModel(
             block_out_channels=channels, cross_attention_dim=8, attention_head_dim=4, norm_num_groups=4, sample_size=8
         ),
-        "vae": AutoencoderKL(**vae),
-        "text_encoder": CLIPTextModel(CLIPTextConfig(**TEXT, max_position_embeddings=8)),
+        "vae": diffusers.AutoencoderKL(**vae),
+        "text_encoder": transformers.CLIPTextModel(transformers.CLIPTextConfig(**TEXT, max_position_embeddings=8)),
     }
 
 

@@ -39,19 +39,27 @@ class Experts(nn.Module):
         return torch.einsum("ewu,enu->enw", self.down_proj, gate.tanh() * up)
 
 
+class Router(nn.Module):
+    """A mixture of all experts."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gate, self.experts = nn.Linear(WIDTH, EXPERTS, bias=False), Experts()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (self.gate(x).softmax(-1).T[..., None] * self.experts(x)).sum(0)
+
+
 class Mixture(nn.Module):
     """A mixture of experts in a module, a norm and a head."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.model = nn.Module()
-        self.model.mlp = nn.Module()
-        self.model.mlp.gate, self.model.mlp.experts = nn.Linear(WIDTH, EXPERTS, bias=False), Experts()
+        self.model = nn.ModuleDict({"mlp": Router()})
         self.norm, self.head = nn.BatchNorm1d(WIDTH), nn.Linear(WIDTH, CLASSES)
 
     def forward(self, x: Tensor) -> Tensor:
-        weights = self.model.mlp.gate(x).softmax(-1).T[..., None]
-        return self.head(self.norm(x + (weights * self.model.mlp.experts(x)).sum(0)))
+        return self.head(self.norm(x + self.model["mlp"](x)))
 
 
 def examples() -> dict[Any, Examples]:
@@ -126,10 +134,10 @@ def test_masks_of_separate_experts_are_those_of_stacked_ones(models: Models) -> 
 NUMBERS: dict[str, Callable[[Any], Any]] = {
     "barrier": lambda m: ws.barrier(ws.loss_curve(TASK, m[0], m[1], 3)),
     "repair": lambda m: ws.loss_curve(TASK, m[0], m[1], 3, statistics="repair").loss,
-    "plane": lambda m: ws.loss_plane(TASK, *m, resolution=2).loss,
+    "plane": lambda m: ws.loss_plane(TASK, m[0], m[1], m[2], resolution=2).loss,
     "taylor": lambda m: ws.taylor_barrier(TASK, m[0], m[1]),
     "flatness": lambda m: flatness(m[0], m[1:2], TASK, directions=1, points=3).lines[0].loss,
-    "gain": lambda m: gain(*m, TASK).gain,
+    "gain": lambda m: gain(m[0], m[1], m[2], TASK).gain,
     "soup_against_ensemble": lambda m: soup_against_ensemble(m[0], m[1], TASK).soup,
     "compare": lambda m: compare_recipes(m, TASK, ["greedy", "learned", "ensemble"], cache=False).rows[1].scores,
 }
@@ -147,7 +155,7 @@ def test_an_expert_too_few_is_named(models: Models) -> None:
 
 
 def test_experts_that_are_stacked_are_not_held_twice(models: Models, tmp_path: Path) -> None:
-    from weightspace.checkpoints.expert_layout import expert_layout
+    from weightspace.checkpoints.name_maps.expert_layout import expert_layout
     from weightspace.tasks import shapes_of
 
     state = separate(models[0])

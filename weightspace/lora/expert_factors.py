@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
-from weightspace.checkpoints.expert_layout import PARTS
+from weightspace.checkpoints.name_maps.expert_layout import PARTS
 from weightspace.errors import CheckpointError
 from weightspace.lora.adapter import Adapter, Factors
 from weightspace.lora.fused_experts import Part

@@ -91,8 +91,8 @@ def in_original_names(adapter: Adapter) -> Adapter:
             factors[target], modules[target] = own, module
             continue
         part = original_part(flat)
-        unit = 0 if part is None else own.shape[0] // part.sizes[part.index]
-        if part is None or own.shape[0] != unit * part.sizes[part.index]:
+        unit = 0 if part is None else own.shape[0] // part.sizes[part.place]
+        if part is None or own.shape[0] != unit * part.sizes[part.place]:
             raise _no_counterpart(adapter, target, own, "the original")
         path = part.name.replace(".", "_")
         new = f"lora_unet_{path}.{parameter}"
@@ -103,7 +103,7 @@ def in_original_names(adapter: Adapter) -> Adapter:
         if len(part.sizes) > 1:
             if own.axis is not None or (known is not None and known.shape != shape):
                 raise _no_counterpart(adapter, target, own, "the original")
-            own = _stacked(known, own, _starts(part.sizes, shape[0])[part.index], shape)
+            own = _stacked(known, own, _starts(part.sizes, shape[0])[part.place], shape)
         factors[new], modules[new] = own, Module(DENOISER, path, "lora_unet_")
     return replace(adapter, factors=factors, modules=modules)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from weightspace.checkpoints.expert_layout import PARTS
+from weightspace.checkpoints.name_maps.expert_layout import PARTS
 
 if TYPE_CHECKING:
     from torch import Tensor

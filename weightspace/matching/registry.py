@@ -14,7 +14,7 @@ from weightspace.suggestions import unknown
 
 if TYPE_CHECKING:
     from weightspace.checkpoints import StateDict
-    from weightspace.checkpoints.expert_layout import ExpertLayout
+    from weightspace.checkpoints.name_maps.expert_layout import ExpertLayout
     from weightspace.matching import ManySymmetryMatching, SymmetryMatching
     from weightspace.matching.multi_model import ManyMatching
     from weightspace.matching.result import Matching

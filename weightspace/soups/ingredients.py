@@ -19,9 +19,9 @@ from weightspace.checkpoints import StateDict, check_compatible, load_checkpoint
 from weightspace.checkpoints.atomic_write import one_line_errors
 from weightspace.checkpoints.buffers import Parametrizations, find_parametrizations
 from weightspace.checkpoints.detection import weight_files
-from weightspace.checkpoints.expert_layout import expert_layout
 from weightspace.checkpoints.fetching import is_elsewhere
 from weightspace.checkpoints.measure import count_non_finite
+from weightspace.checkpoints.name_maps.expert_layout import expert_layout
 from weightspace.checkpoints.reader import read_checkpoint
 from weightspace.errors import CheckpointError, WeightspaceError, WeightspaceWarning
 from weightspace.lora.factor_files import check_is_model

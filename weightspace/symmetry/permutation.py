@@ -15,7 +15,7 @@ from torch import Tensor
 
 from weightspace.arguments import checked
 from weightspace.checkpoints import StateDict, load_checkpoint, load_metadata, save_checkpoint
-from weightspace.checkpoints.expert_layout import ExpertLayout, expert_layout
+from weightspace.checkpoints.name_maps.expert_layout import ExpertLayout, expert_layout
 from weightspace.errors import CheckpointError, SpecError
 from weightspace.reprs import brief
 from weightspace.symmetry.pattern import Block, Units, blocks

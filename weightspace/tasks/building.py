@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from weightspace.checkpoints import StateDict, check_compatible
-from weightspace.checkpoints.expert_layout import ExpertLayout, expert_layout
+from weightspace.checkpoints.name_maps.expert_layout import ExpertLayout, expert_layout
 from weightspace.tasks.protocol import Task
 
 

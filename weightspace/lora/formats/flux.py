@@ -118,10 +118,10 @@ def diffusers_parts(flat: str) -> FluxParts | None:
 
 
 class FluxPart(NamedTuple):
-    """A matrix of diffusers as a part of an original one: its name, the index of the part, and all relative sizes."""
+    """A matrix of diffusers as a part of an original one: its name, the place of the part, and all relative sizes."""
 
     name: str
-    index: int
+    place: int
     sizes: tuple[int, ...]
 
 
@@ -133,7 +133,7 @@ def original_part(flat: str) -> FluxPart | None:
 
     Example:
         >>> original_part("single_transformer_blocks_0_proj_mlp")
-        FluxPart(name='single_blocks.0.linear1', index=3, sizes=(1, 1, 1, 4))
+        FluxPart(name='single_blocks.0.linear1', place=3, sizes=(1, 1, 1, 4))
     """
     match = _DIFFUSERS.fullmatch(flat)
     if match is None:
@@ -143,8 +143,8 @@ def original_part(flat: str) -> FluxPart | None:
     for old, names in inside.items():
         flattened = [name.replace(".", "_") for name in names]
         if match["rest"] in flattened:
-            index = flattened.index(match["rest"])
-            return FluxPart(f"{blocks}.{match['number']}.{old}", index, _sizes(len(names)))
+            place = flattened.index(match["rest"])
+            return FluxPart(f"{blocks}.{match['number']}.{old}", place, _sizes(len(names)))
     return None
 
 

@@ -103,7 +103,7 @@ def expert_layout(shapes: Mapping[str, tuple[int, ...]], state: Mapping[str, Any
 
     Example:
         >>> import torch
-        >>> from weightspace.checkpoints.expert_layout import expert_layout
+        >>> from weightspace.checkpoints.name_maps.expert_layout import expert_layout
         >>> names = [f"mlp.experts.{e}.{part}_proj.weight" for e in range(2) for part in ("gate", "up", "down")]
         >>> state = {name: torch.zeros((4, 3) if "down" in name else (3, 4)) for name in names}
         >>> shapes = {"mlp.experts.gate_up_proj": (2, 6, 4), "mlp.experts.down_proj": (2, 4, 3)}
