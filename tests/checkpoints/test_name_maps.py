@@ -344,17 +344,6 @@ def test_names_that_no_rule_matches_are_counted(tmp_path: Path) -> None:
     assert found.describe() == "1 renamed (such as a.gamma to a.weight); 2 keep their names, such as b.gama"
 
 
-def test_tensors_in_pieces_are_renamed_and_fused(tmp_path: Path) -> None:
-    state = {f"m.{name}_proj.weight": torch.randn(6, 4) for name in ("gate", "up")}
-    state["m.LayerNorm.gamma"] = torch.randn(4)
-    ws.save_checkpoint(state, tmp_path / "run.dcp")
-    assert read_contents(tmp_path / "run.dcp").pieces
-    converted(tmp_path / "run.dcp", ["layer-norm=new", "gate-up=fused"], tmp_path / "m.safetensors")
-    found = ws.load_checkpoint(tmp_path / "m.safetensors")
-    assert torch.equal(found["m.LayerNorm.weight"], state["m.LayerNorm.gamma"])
-    assert torch.equal(found["m.gate_up_proj.weight"], torch.cat([state[f"m.{n}_proj.weight"] for n in ("gate", "up")]))
-
-
 def test_variants_are_maps_that_exist() -> None:
     content = own_map(rules=[{"a": "x", "b": "y"}], variants={"a": "clip-text-6"})
     with pytest.raises(WeightspaceError, match=r"map of the variants.*clip-text-6"):

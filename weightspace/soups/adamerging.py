@@ -151,8 +151,7 @@ def adamerging(
         states = [states[0], *elected_models(states[1:], states[0], chosen.density, scorers[0].aliases)]
     mixture = _TaskVectorMixture(states, scorers[0].network, per, chosen.start)
     first = settled(tasks[0], mixture.state(), statistics)
-    context = batch_statistics(mixture.network) if scorers[0].resets else nullcontext()
-    with torch_threads(threads_of(tasks[0])), context:
+    with torch_threads(threads_of(tasks[0])), batch_statistics(mixture.network) if scorers[0].resets else nullcontext():
         entropies = _descend(mixture, tasks, chosen, on_progress)
     state = settled(tasks[0], mixture.state(), statistics)
     coefficients = {group: tuple(raw.detach().clamp(0, 1).tolist()) for group, raw in mixture.raw.items()}
