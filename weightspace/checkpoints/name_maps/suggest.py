@@ -9,6 +9,9 @@ from weightspace.checkpoints.name_maps.agree import under_common_names
 from weightspace.checkpoints.name_maps.named_maps import built_in, read_name_maps
 from weightspace.errors import CheckpointError
 
+#: Sides of the maps of prefixes, for which errors suggest the removal of the prefix instead.
+_PREFIXES = ("prefixed", "bare")
+
 
 def fitting_map(own: CheckpointMetadata, other: CheckpointMetadata) -> str | None:
     """Return the built-in map that gives tensors of a checkpoint the names and shapes of another one's, or None.
@@ -22,6 +25,8 @@ def fitting_map(own: CheckpointMetadata, other: CheckpointMetadata) -> str | Non
         return None
     for name in built_in():
         maps = read_name_maps(name)
+        if maps[0].sides == _PREFIXES:
+            continue
         try:
             _, found = under_common_names([only_other, only_own], ("", ""), 0, maps, lambda line: None)
         except CheckpointError:
