@@ -106,8 +106,7 @@ def command(
 
 def _merged(checkpoints: Sequence[str], base: str, tasks: Sequence[Task], said: dict[str, Any]) -> AdaMerged:
     """Learn the coefficients, showing every few steps."""
-    from weightspace import adamerging
-    from weightspace.soups import AdaMergingOptions
+    from weightspace.soups import AdaMergingOptions, adamerging
 
     chosen = AdaMergingOptions(**{name: said[name] for name in _OPTIONS})
     given = {name: said[name] for name in ("per", "ties", "statistics")}

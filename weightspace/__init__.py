@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     )
     from weightspace.networks import load_network
     from weightspace.searching import search
-    from weightspace.soups import Soup, adamerging, greedy_soup, learned_soup, uniform_soup, wise_ft
+    from weightspace.soups import Soup, greedy_soup, learned_soup, uniform_soup, wise_ft
     from weightspace.spectra import SingularAlignment, Spectrum, singular_alignment, spectrum
     from weightspace.symmetry import (
         Element,
@@ -108,7 +108,6 @@ _HOMES = {
     "repair": "connectivity",
     "loss_plane": "connectivity",
     "Soup": "soups",
-    "adamerging": "soups",
     "uniform_soup": "soups",
     "greedy_soup": "soups",
     "learned_soup": "soups",
@@ -141,7 +140,6 @@ __all__ = [
     "WeightspaceError",
     "WeightspaceWarning",
     "activation_matching",
-    "adamerging",
     "align",
     "barrier",
     "barrier_matrix",

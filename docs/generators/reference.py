@@ -26,7 +26,7 @@ SECTIONS: dict[str, tuple[str, ...]] = {
         *("METHODS", "Alignment", "MergeReport"),
     ),
     "Connectivity": ("loss_curve", "barrier", "barrier_matrix", "loss_plane", "repair", "taylor_barrier", "Curve"),
-    "Soups": ("uniform_soup", "greedy_soup", "learned_soup", "adamerging", "wise_ft", "Soup"),
+    "Soups": ("uniform_soup", "greedy_soup", "learned_soup", "wise_ft", "Soup"),
     "Search": ("search",),
     "Spectra": ("spectrum", "singular_alignment", "Spectrum", "SingularAlignment"),
     "Labels": ("LabelMetric", "FrechetClassifier"),

@@ -16,7 +16,7 @@ from weightspace.cli import main
 import weightspace as ws
 from weightspace.errors import CheckpointError, WeightspaceError
 from weightspace.progress import Progress
-from weightspace.soups import AdaMergingOptions
+from weightspace.soups import AdaMergingOptions, adamerging
 from weightspace.soups.adamerging import _TaskVectorMixture
 from weightspace.soups.elected_models import elected_models
 from weightspace.soups.entropy import prediction_entropy
@@ -77,12 +77,12 @@ def test_the_entropy_falls_and_the_start_is_task_arithmetic(ties: bool) -> None:
     base, models = fine_tunes(PLAIN, 3)
     told: list[Progress] = []
     chosen = AdaMergingOptions(steps=60, learning_rate=0.01, density=0.5)
-    merged = ws.adamerging(models, base, [PLAIN], ties=ties, options=chosen, on_progress=told.append)
+    merged = adamerging(models, base, [PLAIN], ties=ties, options=chosen, on_progress=told.append)
     assert list(merged.coefficients) == ["0.weight", "0.bias", "2.weight", "2.bias"]
     assert all(0 <= share <= 1 for shares in merged.coefficients.values() for share in shares)
     assert merged.entropies[-1] < merged.entropies[0]
     assert [at.value for at in told] == list(merged.entropies)
-    start = ws.adamerging(models, base, [PLAIN], ties=ties, options=AdaMergingOptions(steps=0, density=0.5))
+    start = adamerging(models, base, [PLAIN], ties=ties, options=AdaMergingOptions(steps=0, density=0.5))
     method = {"density": 0.5, "scope": "model", "normalize": False} if ties else {}
     sum_of = ws.merge(models, "ties" if ties else "task_arithmetic", base=base, parameters={"lambda": 0.3, **method})
     for name, tensor in sum_of.items():
@@ -98,7 +98,7 @@ def test_labels_have_no_effect() -> None:
         for split, (inputs, labels) in PLAIN.examples.items()
     }
     tasks = PLAIN, ClassificationTask("plain", PLAIN.build, lambda: unlabelled)
-    found = [ws.adamerging(models, base, [task], options=AdaMergingOptions(steps=5, split="train")) for task in tasks]
+    found = [adamerging(models, base, [task], options=AdaMergingOptions(steps=5, split="train")) for task in tasks]
     assert equal(found[0].state, found[1].state)
     assert found[0].entropies == found[1].entropies
 
@@ -106,7 +106,7 @@ def test_labels_have_no_effect() -> None:
 def test_a_model_whose_predictions_are_noise_gets_less_than_one_that_is_certain() -> None:
     base, (good, *_) = fine_tunes(PLAIN, 1, steps=60)
     uncertain = {name: tensor / 4 if name.startswith("2.") else tensor for name, tensor in base.items()}
-    merged = ws.adamerging(
+    merged = adamerging(
         [uncertain, good], base, [PLAIN], "model", options=AdaMergingOptions(steps=60, learning_rate=0.02)
     )
     shares = merged.coefficients[""]
@@ -146,8 +146,8 @@ class Headed:
 def test_several_tasks_may_have_heads_of_their_own() -> None:
     base, models = fine_tunes(PLAIN, 2)
     tasks = [Headed(str(seed), torch.randn(4, 2, generator=torch.Generator().manual_seed(seed))) for seed in (1, 2)]
-    both = ws.adamerging(models, base, tasks, options=AdaMergingOptions(steps=1))
-    alone = [ws.adamerging(models, base, [task], options=AdaMergingOptions(steps=1)).entropies[0] for task in tasks]
+    both = adamerging(models, base, tasks, options=AdaMergingOptions(steps=1))
+    alone = [adamerging(models, base, [task], options=AdaMergingOptions(steps=1)).entropies[0] for task in tasks]
     assert both.entropies[0] == pytest.approx(sum(alone) / 2)
     network = network_with(PLAIN, ws.merge(models, "task_arithmetic", base=base, parameters={"lambda": 0.3}))
     batch = next(iter(PLAIN.batches("validation", 0)))
@@ -168,8 +168,8 @@ def test_models_of_ties_keep_their_own_elements_of_the_elected_sign() -> None:
 def test_files_and_states_give_the_same_bits(tmp_path: Any) -> None:
     base, models = fine_tunes(TASK, 2)
     paths = saved([base, *models], tmp_path)
-    a = ws.adamerging(models, base, [TASK], ties=True, options=AdaMergingOptions(steps=4))
-    b = ws.adamerging(paths[1:], paths[0], [TASK], ties=True, options=AdaMergingOptions(steps=4))
+    a = adamerging(models, base, [TASK], ties=True, options=AdaMergingOptions(steps=4))
+    b = adamerging(paths[1:], paths[0], [TASK], ties=True, options=AdaMergingOptions(steps=4))
     assert equal(a.state, b.state)
     assert a.coefficients == b.coefficients
 
@@ -203,31 +203,31 @@ class Regression(nn.Module):
 def test_what_has_no_predictions_or_several_statistics_is_refused() -> None:
     base, models = fine_tunes(PLAIN, 1)
     with pytest.raises(WeightspaceError, match=r"'t' has no validation batches.*another split"):
-        ws.adamerging(models, base, [Silent(0)])
+        adamerging(models, base, [Silent(0)])
     with pytest.raises(WeightspaceError, match=r"doesn't call the network.*logits\(module, batch\)"):
-        ws.adamerging(models, base, [Silent(1)])
+        adamerging(models, base, [Silent(1)])
     one = ClassificationTask("one", Regression, PLAIN.load)
     state = {name: tensor.detach() for name, tensor in Regression().state_dict().items()}
     with pytest.raises(WeightspaceError, match=r"two classes or more; .*'one' returns a tensor of shape \(60, 1\)"):
-        ws.adamerging([state], state, [one])
+        adamerging([state], state, [one])
     with pytest.raises(WeightspaceError, match="list of at least one task"):
-        ws.adamerging(models, base, [])
+        adamerging(models, base, [])
     with pytest.raises(WeightspaceError, match="list of at least one task"):
-        ws.adamerging(models, base, PLAIN)  # type: ignore[arg-type]
+        adamerging(models, base, PLAIN)  # type: ignore[arg-type]
     with pytest.raises(WeightspaceError, match="Unknown grouping of coefficients 'block'"):
-        ws.adamerging(models, base, [PLAIN], "block")  # type: ignore[arg-type]
+        adamerging(models, base, [PLAIN], "block")  # type: ignore[arg-type]
     with pytest.raises(WeightspaceError, match="start must be a number from 0 to 1; found 2"):
         AdaMergingOptions(start=2)
     with pytest.raises(CheckpointError, match="base and model 1 do not fit"):
-        ws.adamerging([{"w": torch.ones(1)}], base, [PLAIN])
+        adamerging([{"w": torch.ones(1)}], base, [PLAIN])
     with pytest.raises(WeightspaceError, match=r"Unknown split 'tests'.*'test'"):
         AdaMergingOptions(split="tests")  # type: ignore[arg-type]
     with pytest.raises(WeightspaceError, match="different names; found plain, plain"):
-        ws.adamerging(models, base, [PLAIN, PLAIN])
+        adamerging(models, base, [PLAIN, PLAIN])
     base, models = fine_tunes(TASK, 1)
     other = ClassificationTask("other", TASK.build, TASK.load)
     with pytest.raises(WeightspaceError, match=r"one task only; found 2 tasks.*--statistics none"):
-        ws.adamerging(models, base, [TASK, other])
+        adamerging(models, base, [TASK, other])
 
 
 def test_the_command_writes_the_network_and_prints_scores_and_coefficients(tmp_path: Path) -> None:
@@ -240,7 +240,7 @@ def test_the_command_writes_the_network_and_prints_scores_and_coefficients(tmp_p
     assert result.exit_code == 0, result.output
     assert "validation accuracy" in result.stdout
     assert "entropy: " in result.stdout
-    expected = ws.adamerging(paths[1:], paths[0], [task], "model", options=AdaMergingOptions(steps=3))
+    expected = adamerging(paths[1:], paths[0], [task], "model", options=AdaMergingOptions(steps=3))
     assert equal(ws.load_checkpoint(tmp_path / "out.safetensors"), expected.state)
     result = CliRunner().invoke(main, [*common, "--ties", "--json", "-o", str(tmp_path / "plus.safetensors")])
     report = json.loads(result.stdout)

@@ -135,10 +135,10 @@ def adamerging(
 
     Example:
         >>> import weightspace as ws
-        >>> from weightspace.soups import AdaMergingOptions
+        >>> from weightspace.soups import AdaMergingOptions, adamerging
         >>> task = ws.load_task("digits-mlp")
         >>> base, a, b = (ws.train(task, 0, epochs=epochs) for epochs in (0, 1, 2))
-        >>> merged = ws.adamerging([a, b], base, [task], per="model", options=AdaMergingOptions(steps=20))
+        >>> merged = adamerging([a, b], base, [task], per="model", options=AdaMergingOptions(steps=20))
         >>> list(merged.coefficients), len(merged.coefficients[""]), len(merged.entropies)
         ([''], 2, 20)
     """
