@@ -58,7 +58,9 @@ _MODEL = "{model}"
 @click.option("--dtype", metavar="DTYPE", help="Dtype of the output. [that of the checkpoints]")
 @click.option("--key", metavar="NAME", help="Entry of the torch files or DCP folders that holds the model.")
 @click.option(
-    "--lenient", is_flag=True, help="Average tensors that a checkpoint lacks over the others, with a warning."
+    "--lenient",
+    is_flag=True,
+    help="Copy tensors that some checkpoints lack from the first that has them, with a warning.",
 )
 @click.option("--allow-nonfinite", is_flag=True, help="Accept NaN and infinite values.")
 @click.option("--dry-run", is_flag=True, help="Print the plan; write and score nothing.")
@@ -244,7 +246,8 @@ def _print_windows(windows: WindowScores) -> None:
         (str(number), str(step), *(f"{values[number - 1]:.4f}" for values in windows.scores.values()))
         for number, step in enumerate(windows.first_steps, start=1)
     ]
-    print_table(("checkpoints", "from step", *(f"{split} {windows.objective}" for split in windows.scores)), rows)
+    named = [name if name == windows.objective else f"{name} {windows.objective}" for name in windows.scores]
+    print_table(("checkpoints", "from step", *named), rows)
     echo(f"best: the last {windows.best}")
 
 

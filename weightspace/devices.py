@@ -14,11 +14,11 @@ def check_device(device: str, dtype: torch.dtype = torch.float32) -> None:
         WeightspaceError: the device isn't available.
     """
     try:
-        torch.empty(0, device=device, dtype=dtype)
+        torch.ones((), device=device, dtype=dtype).item()  # the device meta has no values
     except (RuntimeError, AssertionError, NotImplementedError, TypeError) as error:
         line = (str(error).splitlines() or [""])[0]
         raise WeightspaceError(
-            f"The device {device!r} cannot be used: {line} Expected cpu, or a device that torch finds ({_found()})."
+            f"The device {device!r} cannot be used: {line.rstrip('.')}. Expected cpu, or a device that torch finds ({_found()})."
         ) from error
 
 
