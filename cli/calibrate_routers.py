@@ -21,21 +21,8 @@ from weightspace import WeightspaceError
     metavar="NAME,…",
     help="Module names of the routers, with * for any characters. [gate or router, beside experts]",
 )
-@click.option(
-    "--reduce",
-    type=click.FloatRange(0, 1),
-    default=0.9,
-    show_default=True,
-    help="Factor of the off-diagonal elements of the linear system.",
-)
-@click.option(
-    "--examples",
-    type=click.IntRange(min=1),
-    default=256,
-    show_default=True,
-    help="Training examples of each source to use, at most.",
-)
-@options.seed("Seed of the order of the examples.")
+@options.reduce(0.9, "the linear system")
+@options.examples("of each source")
 @options.device("Device that the network runs on")
 @options.output("Checkpoint to write (.safetensors, .pt, or a folder).")
 @options.as_json

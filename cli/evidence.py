@@ -17,14 +17,7 @@ from weightspace.cli.reports import echo_files, echo_report, files_of
     "--kind", required=True, metavar="KIND", help="Statistics: gram (for merge -m regmean) or fisher (for -m fisher)."
 )
 @options.task()
-@click.option(
-    "--examples",
-    type=click.IntRange(min=1),
-    default=256,
-    show_default=True,
-    help="Training examples to use, at most.",
-)
-@options.seed("Seed of the order of the examples.")
+@options.examples()
 @options.device("Device that the network runs on")
 @options.output("File to write (.safetensors).")
 @options.as_json

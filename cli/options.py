@@ -49,6 +49,28 @@ def seed(help_text: str) -> Callable[[Command], Command]:
     return click.option("--seed", type=whole, default=0, show_default=True, help=help_text)
 
 
+def examples(of: str = "") -> Callable[[Command], Command]:
+    """Add ``--examples``, a number of training examples (of what, in the help text), and the seed of their order."""
+
+    def decorate(command: Command) -> Command:
+        number = click.option(
+            "--examples",
+            type=click.IntRange(min=1),
+            default=256,
+            show_default=True,
+            help=f"Training examples {of}{' ' * bool(of)}to use, at most.",
+        )
+        return number(seed("Seed of the order of the examples.")(command))
+
+    return decorate
+
+
+def reduce(default: float, of: str) -> Callable[[Command], Command]:
+    """Add ``--reduce``, the factor of the elements off the diagonal of a matrix."""
+    help_text = f"Factor of the off-diagonal elements of {of}."
+    return click.option("--reduce", type=click.FloatRange(0, 1), default=default, show_default=True, help=help_text)
+
+
 def output(
     help_text: str, *, required: bool = True, kind: str | None = "checkpoint", several: bool = False, **settings: Any
 ) -> Callable[[Command], Command]:

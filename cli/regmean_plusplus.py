@@ -15,21 +15,8 @@ from weightspace import WeightspaceError
 @commands.command("regmean-plusplus")
 @click.argument("checkpoints", nargs=-1, required=True, metavar="CHECKPOINT…")
 @options.task(several="one for each CHECKPOINT, in their order, or one for all")
-@click.option(
-    "--reduce",
-    type=click.FloatRange(0, 1),
-    default=0.95,
-    show_default=True,
-    help="Factor of the off-diagonal elements of the products of inputs.",
-)
-@click.option(
-    "--examples",
-    type=click.IntRange(min=1),
-    default=256,
-    show_default=True,
-    help="Training examples of each task to use, at most.",
-)
-@options.seed("Seed of the order of the examples.")
+@options.reduce(0.95, "the products of inputs")
+@options.examples("of each task")
 @options.device("Device that the networks run on")
 @options.output("Checkpoint to write (.safetensors, .pt, or a folder).")
 @options.as_json
