@@ -10,6 +10,9 @@ from typing import Any
 
 import pytest
 import torch
+from timm.utils.checkpoint_saver import CheckpointSaver
+from timm.utils.model_ema import ModelEmaV3
+from torch import nn
 from torch.distributed.checkpoint.default_planner import DefaultSavePlanner
 from torch.distributed.checkpoint.state_dict_saver import save as save_dcp
 
@@ -80,11 +83,23 @@ def test_an_attack_beside_the_weights_is_refused(tmp_path: Path, monkeypatch: py
 
 
 def test_the_average_of_timm_is_said_and_can_be_chosen(tmp_path: Path) -> None:
-    content = {"state_dict": {"w": torch.ones(2)}, "state_dict_ema": {"w": torch.zeros(2)}, "args": Thing()}
-    torch.save(content, tmp_path / "checkpoint-1.pth.tar")
-    assert any("'state_dict_ema'" in note for note in read_contents(tmp_path / "checkpoint-1.pth.tar").notes)
-    assert ws.load_checkpoint(tmp_path / "checkpoint-1.pth.tar")["w"].tolist() == [1, 1]
-    assert ws.load_checkpoint(tmp_path / "checkpoint-1.pth.tar", key="state_dict_ema")["w"].tolist() == [0, 0]
+    network = nn.Linear(2, 1)
+    average = ModelEmaV3(network)
+    with torch.no_grad():
+        average.module.weight += 1
+    optimizer = torch.optim.Adam(network.parameters())
+    network(torch.ones(1, 2)).sum().backward()
+    optimizer.step()
+    saver = CheckpointSaver(
+        network, optimizer, argparse.Namespace(model="linear"), average, checkpoint_dir=str(tmp_path)
+    )
+    saver.save_checkpoint(1, 0.5)
+    path = tmp_path / "checkpoint-1.pth.tar"
+    assert any("'state_dict_ema'" in note for note in read_contents(path).notes)
+    assert torch.equal(ws.load_checkpoint(path)["weight"], network.weight)
+    found = ws.load_checkpoint(path, key="state_dict_ema")
+    assert found.keys() == {"weight", "bias"}
+    assert torch.equal(found["weight"], average.module.weight)
 
 
 def test_folders_of_accelerate_with_fsdp_are_read(tmp_path: Path) -> None:
@@ -128,6 +143,16 @@ def test_a_run_of_megatron_is_read_without_optimizer_and_objects(tmp_path: Path)
     assert "Left out: 1 optimizer tensor; 2 objects (decoder.layers.mlp._extra_state/shard_0_2, rng_state" in note
     ws.merge_files([tmp_path / "iter_0000100", tmp_path / "iter_0000200"], tmp_path / "out")
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["README.md", "model.safetensors"]
+
+
+def test_a_checkpoint_by_the_library_of_megatron_is_read() -> None:
+    path = Path(__file__).parent / "megatron" / "iter_0000010"
+    (note,) = read_contents(path).notes
+    assert "Left out: 1 optimizer tensor; 1 object (rng_state/shard_0_1)" in note
+    state = ws.load_checkpoint(path)
+    assert state.keys() == {"decoder.layers.mlp.weight", "decoder.layers.mlp.bias"}
+    assert torch.equal(state["decoder.layers.mlp.weight"], torch.arange(24.0).reshape(8, 3) / 8)
+    assert torch.equal(state["decoder.layers.mlp.bias"], torch.arange(4.0).bfloat16())
 
 
 REFUSED = {
