@@ -280,3 +280,21 @@ def test_a_summary_names_the_format(tmp_path: Path) -> None:
     assert summarise(tmp_path / "a.safetensors").quantised == "FP8 with block scales"
     ws.save_checkpoint({"q.weight": fp8(4, 4)}, tmp_path / "a.safetensors")
     assert summarise(tmp_path / "a.safetensors").quantised is None
+
+
+def test_a_model_exported_by_modelopt_is_read() -> None:
+    """Within the rounding of E4M3 of the weights that it was made of: half of 2^-3, or of the step of subnormals."""
+    folder = Path(__file__).parent / "modelopt"
+    original, found = ws.load_checkpoint(folder / "original.safetensors"), load_dequantised(folder / "exported")
+    stored = ws.load_checkpoint(folder / "exported")
+    assert found.keys() == original.keys()
+    scaled = [name for name in found if f"{name}_scale" in stored]
+    assert len(scaled) == 7
+    for name, tensor in original.items():
+        if name not in scaled:
+            assert torch.equal(found[name], tensor), name
+            continue
+        scale = stored[f"{name}_scale"]
+        assert torch.equal(found[name], stored[name].float() * scale), name
+        error = (found[name] - tensor.float()).abs()
+        assert bool((error <= torch.maximum(tensor.float().abs() * 2**-4, scale * 2**-10) * 1.01).all()), name
