@@ -76,8 +76,8 @@ class OutputOptions:
         shard_size: maximum number of tensor bytes per shard of a folder.
         allow_nonfinite: accept NaN and infinity.
         hashes: record the SHA-256 of the inputs in the metadata.
-        device: where matrices are decomposed and multiplied, such as ``cuda``, by the methods that do so (tsv_m, iso_c,
-            iso_cts, knots, core_space, subspace_boosting, wudi, regmean); everything else is computed on the CPU.
+        device: where matrices are decomposed and multiplied, such as ``cuda``, by the methods that do so, as tsv_m;
+            everything else is computed on the CPU.
         recorded: JSON-serialisable values to record in the metadata, such as a description of ``finish``.
 
     Example:
