@@ -16,9 +16,9 @@ def check_device(device: str, dtype: torch.dtype = torch.float32) -> None:
     try:
         torch.ones((), device=device, dtype=dtype).item()  # the device meta has no values
     except (RuntimeError, AssertionError, NotImplementedError, TypeError) as error:
-        line = (str(error).splitlines() or [""])[0]
+        line = (str(error).splitlines() or [""])[0].rstrip(".")
         raise WeightspaceError(
-            f"The device {device!r} cannot be used: {line.rstrip('.')}. Expected cpu, or a device that torch finds ({_found()})."
+            f"The device {device!r} cannot be used: {line}. Expected cpu, or a device that torch finds ({_found()})."
         ) from error
 
 

@@ -78,7 +78,7 @@ def test_a_source_builds_the_networks_and_the_task_has_the_data(tmp_path: Path, 
     assert ws.derive_spec(network, task.example_args).groups == {"layer.1": 16}
 
 
-@pytest.mark.parametrize("device", ["cuda:99", "gpu", "", "cpu:x"])
+@pytest.mark.parametrize("device", ["cuda:99", "gpu", "", "cpu:x", "meta"])
 def test_a_device_that_is_not_there_is_a_line(device: str) -> None:
     with pytest.raises(WeightspaceError, match="cannot be used: "):
         check_device(device)
