@@ -30,7 +30,7 @@ IDLE = [
     ("ensemble a b {task} --seed 1", "--seed"),
     ("spectrum a b --seed 1", "--seed"),
     ("spectrum a b --data here", "--data"),
-    ("match a b --network torchvision:resnet18 --device cuda -o p.safetensors", "--device"),
+    ("match a b --network torchvision:resnet18 --method sinkhorn-l2 --device cuda -o p.safetensors", "--device"),
     ("match a b --network torchvision:resnet18 --data here -o p.safetensors", "--data"),
     ("permute a b --network torchvision:resnet18 --data here -o p.safetensors", "--data"),
     ("permute a b --spec c --input 1,2 -o p.safetensors", "--input"),

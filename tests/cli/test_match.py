@@ -87,7 +87,7 @@ def test_help_lists_every_method_with_its_paper_and_costs_no_torch() -> None:
     ("arguments", "message"),
     [
         (("--method", "straight-trough"), "Did you mean 'straight-through'?"),
-        (("--steps", "3"), "'weight-matching' has no option 'steps'; its options are restarts, max_sweeps."),
+        (("--steps", "3"), "'weight-matching' has no option 'steps'; its options are restarts, max_sweeps, device."),
         (("--method", "sinkhorn-l2", "--start", "here"), "expected one of noise, identity."),
         (("--method", "activation-matching", "--restarts", "1"), "has no option 'restarts'; it has none."),
     ],

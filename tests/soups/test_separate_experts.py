@@ -13,6 +13,7 @@ from weightspace.checkpoints import StateDict
 from weightspace.soups import (
     AdaMergingOptions,
     LocalizationOptions,
+    adamerging,
     compare_recipes,
     flatness,
     gain,
@@ -105,7 +106,7 @@ SOUPS: dict[str, Callable[[Any], StateDict]] = {
     "greedy": lambda models: ws.greedy_soup(models, TASK, cache=False).state,
     "learned": lambda models: ws.learned_soup(models, TASK, epochs=2).state,
     "model_stock": lambda models: model_stock_soup(models[1:], models[0], TASK),
-    "adamerging": lambda models: ws.adamerging(models[1:], models[0], [TASK], options=AdaMergingOptions(steps=2)).state,
+    "adamerging": lambda models: adamerging(models[1:], models[0], [TASK], options=AdaMergingOptions(steps=2)).state,
     "wise_ft": lambda models: ws.wise_ft(models[0], models[1], TASK, [0.5], cache=False).state,
 }
 

@@ -154,8 +154,8 @@ def _companions_in(
 
 
 def _is_entrance(name: str) -> bool:
-    """Return whether a file leads to the weights of transformers' models, possibly in another format."""
-    return name in ENTRANCES and not name.startswith(DIFFUSERS)
+    """Return whether a file leads to the weights of a PyTorch model of transformers, possibly in another format."""
+    return name in ENTRANCES and not name.startswith((DIFFUSERS, "flax"))
 
 
 def _check_regular(path: Path) -> None:
