@@ -1,7 +1,7 @@
 """Any of the oracles by the name of its method, with parameters as recipes and the command line name them.
 
-An oracle is a function of its method's name in oracles.py or matrix_oracles.py. It is given those of ``models``,
-``base``, ``weights``, ``layer`` and ``evidence`` that it has an argument for, and the parameters.
+An oracle is a function of its method's name in oracles.py, arc_oracles.py or matrix_oracles.py. It is given those of
+``models``, ``base``, ``weights``, ``layer`` and ``evidence`` that it has an argument for, and the parameters.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import arc_oracles
 import matrix_oracles
 import numpy as np
 import oracles
@@ -57,7 +58,8 @@ def merged(
 
 
 def _find(method: str) -> Callable[..., Array]:
-    return getattr(oracles if hasattr(oracles, method) else matrix_oracles, method)
+    home = next(one for one in (oracles, arc_oracles, matrix_oracles) if hasattr(one, method))
+    return getattr(home, method)
 
 
 def _masked(

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
+import arc_oracles
 import named_oracles
 import numpy as np
 import oracles
@@ -126,8 +127,8 @@ def test_the_oracles_give_what_is_worked_out_by_hand() -> None:
     )
     assert oracles.model_stock([a, a], base).tolist() == a.tolist()
     assert oracles.model_stock([a, -a], base).tolist() == base.tolist()
-    assert oracles.slerp(np.array([1.0, 0.0]), np.array([0.0, 1.0]), 0.5) == pytest.approx(np.sqrt([0.5, 0.5]))
-    assert oracles.karcher([np.array([1.0, 0.0]), np.array([0.0, 1.0])]) == pytest.approx(np.sqrt([0.5, 0.5]))
+    assert arc_oracles.slerp(np.array([1.0, 0.0]), np.array([0.0, 1.0]), 0.5) == pytest.approx(np.sqrt([0.5, 0.5]))
+    assert arc_oracles.karcher([np.array([1.0, 0.0]), np.array([0.0, 1.0])]) == pytest.approx(np.sqrt([0.5, 0.5]))
     assert oracles.ram([a, b], base, 0).tolist() == [1, -1, 3, 5]
     assert oracles.nearswap(a, base, 1.5).tolist() == [1.5, -1, 1.5, 0]
 
