@@ -1,8 +1,9 @@
 r"""DC-Merge: the leading singular directions of every task, merged in an orthogonal basis that all tasks share.
 
 .. math:: b + \lambda\, \bar U\, \bigl(B \odot \operatorname{merge}(M_1 \dots M_T)\bigr)\, \bar V^\top, \qquad
-    M_t = \bar U^\top U_t\, s(\Sigma_t)\, V_t^\top \bar V, \qquad
-    \bar U = \operatorname{polar}([U_1 \dots U_T]),\ \bar V = \operatorname{polar}([V_1 \dots V_T])
+    M_t = \bar U^\top U_t\, s(\Sigma_t)\, V_t^\top \bar V
+
+.. math:: \bar U = \operatorname{polar}([U_1 \dots U_T]), \qquad \bar V = \operatorname{polar}([V_1 \dots V_T])
 
 with :math:`U_t, \Sigma_t, V_t` the leading ``rank`` singular triples of :math:`x_t - b`. ``smoothing`` replaces their
 singular values by others of the same sum: by their mean, or by numbers that fall linearly from the first to the last

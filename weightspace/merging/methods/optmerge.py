@@ -1,8 +1,9 @@
 r"""OptMerge: the descent of WUDI from a chosen start, towards task vectors without their small singular directions.
 
 .. math:: b + \lambda\, \tau, \qquad \tau \text{ after 300 steps of descent on} \quad
-    \sum_i \frac{\lVert (\tau - P_i)\, L_i^\top \rVert_F^2}{\lVert \tau_i \rVert_F^2}, \qquad
-    L_i = \Sigma_k V_k^\top \text{ of } \tau_i = x_i - b
+    \sum_i \frac{\lVert (\tau - P_i)\, L_i^\top \rVert_F^2}{\lVert \tau_i \rVert_F^2}
+
+.. math:: L_i = \Sigma_k V_k^\top \text{ of } \tau_i = x_i - b
 
 with the :math:`k = \lfloor \min(m, n) / T \rfloor` leading singular triples of each task vector, for :math:`T` models.
 ``tuning`` is how the models were fine-tuned:

@@ -1,7 +1,8 @@
 r"""SVC: the singular values of a merged difference, calibrated to what the tasks themselves do in each direction.
 
-.. math:: b + U\, \operatorname{diag}(\gamma)\, \Sigma\, V^\top, \qquad x - b = U \Sigma V^\top, \qquad
-    \gamma_r = \frac{T}{\sum_t \max(\alpha, s_{rt})}, \qquad
+.. math:: b + U\, \operatorname{diag}(\gamma)\, \Sigma\, V^\top, \qquad x - b = U \Sigma V^\top
+
+.. math:: \gamma_r = \frac{T}{\sum_t \max(\alpha, s_{rt})}, \qquad
     s_{rt} = \frac{\langle u_r^\top (x - b),\, u_r^\top (x_t - b) \rangle}{\lVert u_r^\top (x_t - b) \rVert^2}
 
 Tasks that share a direction are counted several times in a sum: :math:`s_{rt} > 1`, and the singular value is reduced.
