@@ -25,9 +25,6 @@ if TYPE_CHECKING:
     from weightspace.runs import RunCheckpoint, WindowScores
     from weightspace.tasks.protocol import Task
 
-#: Placeholder for the checkpoint in a command that scores it.
-_MODEL = "{model}"
-
 
 @commands.command("average")
 @click.argument("run", metavar="RUN")

@@ -24,7 +24,7 @@ def deltas(folder: Path) -> dict[str, Tensor]:
     adapter, state = read_adapter(folder), ws.load_checkpoint(folder / "adapter_model.safetensors")
     found = {}
     for name, factors in adapter.factors.items():
-        a, b = state[factors.a_name].double(), state[factors.b_name].double()
+        a, b = state[factors.names["A"]].double(), state[factors.names["B"]].double()
         delta = factors.scale * (b.flatten(1) @ a.flatten(1))
         found[name] = delta.T if factors.transposed else delta.view(factors.shape)
     return found

@@ -31,7 +31,7 @@ def test_each_module_is_found_in_the_original_model(family: str, tmp_path: Path)
     adapter = read_adapter(kohya(tmp_path / "a.safetensors", list(pairs), 2))
     shapes = {name: (3, 4) for name in pairs.values()}
     found = located(adapter, shapes, {}, "model+a")
-    sources = {factors.a_name: name for name, factors in found.factors.items()}
+    sources = {factors.names["A"]: name for name, factors in found.factors.items()}
     assert sources == {f"{module}.lora_down.weight": name for module, name in pairs.items()}
 
 

@@ -170,7 +170,6 @@ def setting(found: Moments, mean: Tensor, std: Tensor) -> tuple[Tensor, Tensor]:
     return scale, mean - scale * found.mean
 
 
-_KINDS = (nn.Linear, _ConvNd, _BatchNorm)
 #: Called with the name and output of a layer; a returned tensor replaces the output.
 OnOutput = Callable[[str, Tensor], "Tensor | None"]
 

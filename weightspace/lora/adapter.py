@@ -55,16 +55,6 @@ class Factors:
     magnitudes: int | None = None
     stack: Mapping[int, Factors] = field(default_factory=dict)
 
-    @property
-    def a_name(self) -> str:
-        """Name of ``A`` in the adapter's file."""
-        return self.names["A"]
-
-    @property
-    def b_name(self) -> str:
-        """Name of ``B`` in the adapter's file."""
-        return self.names["B"]
-
 
 @dataclass(frozen=True)
 class Adapter:

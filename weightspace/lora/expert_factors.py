@@ -26,7 +26,7 @@ def spread(adapter: Adapter, find: Callable[[str, tuple[int, ...]], list[str]], 
     for parameter, own in adapter.fused.items():
         container, _, name = parameter.rpartition(".")
         rows, columns = own.shape[0], own.shape[1]
-        count = adapter.contents.tensors[own.a_name].shape[0] // own.rank
+        count = adapter.contents.tensors[own.names["A"]].shape[0] // own.rank
         for parts in PARTS[name]:
             shape = (rows // len(parts), columns)
             if not find(f"{container}.{count - 1}.{parts[0]}.weight", shape):

@@ -130,11 +130,6 @@ def recording(into: list[Tensor]) -> OnLogits:
     return record
 
 
-def replaying(recorded: list[Tensor]) -> OnLogits:
-    """Return a function that replaces the network's logits by recorded ones."""
-    return lambda number, logits: nth(recorded, number, logits).to(logits)
-
-
 def scaling(factor: float) -> OnLogits:
     """Return a function that multiplies the logits by a factor."""
     return lambda number, logits: logits * factor

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 from weightspace.checkpoints import StateDict
 from weightspace.errors import WeightspaceError
@@ -14,34 +14,6 @@ from weightspace.soups.fingerprints import fingerprint_of_data, fingerprint_of_t
 from weightspace.soups.scoring import Score, Scorer, Statistics, Tensors
 from weightspace.tasks.objectives import Mode
 from weightspace.tasks.protocol import Task, objective_value
-
-
-class Measure(Protocol):
-    """A scorer of candidates that also identifies what the scores depend on besides the weights."""
-
-    def check(self, state: StateDict, name: str) -> None:
-        """Check that a model can be scored."""
-        ...
-
-    def scores(self, tensors: Tensors, splits: Sequence[str], *, mixed: bool) -> dict[str, Mapping[str, float]]:
-        """Return the scores of a model on each split."""
-        ...
-
-    def key(self, split: str, *, mixed: bool) -> Mapping[str, Any]:
-        """Return a key for everything that the scores depend on besides the weights."""
-        ...
-
-    def value(self, scores: Mapping[str, float]) -> float:
-        """Return the score that decides; higher is better."""
-        ...
-
-    def has(self, scores: Mapping[str, float]) -> bool:
-        """Return whether the scores include the one that decides."""
-        ...
-
-    def reads(self) -> dict[str, str]:
-        """Return path -> SHA-256 of the files read for scores in this process."""
-        ...
 
 
 @dataclass(frozen=True)

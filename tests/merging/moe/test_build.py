@@ -16,7 +16,7 @@ from weightspace import cli
 from weightspace.errors import WeightspaceError
 from weightspace.merging import ExecutionOptions, OutputOptions, build_moe
 from weightspace.merging.moe.planner import mixture_parts, mixture_plan, write_router_skeleton
-from weightspace.merging.moe.recipe import parse_mixture_recipe, read_mixture_recipe
+from weightspace.merging.moe.recipe import read_mixture_recipe
 
 pytest.importorskip("transformers", minversion="5")
 
@@ -228,7 +228,7 @@ def test_a_seed_that_nothing_is_drawn_with_is_refused() -> None:
     assert (result.exit_code, "--seed" in result.output) == (2, True)
 
 
-def test_all_keys_of_mergekits_documentation_are_read() -> None:
+def test_all_keys_of_mergekits_documentation_are_read(tmp_path: Path) -> None:
     text = yaml.safe_dump(
         {
             "base_model": {"model": {"path": "org/model", "revision": "main"}},
@@ -242,7 +242,8 @@ def test_all_keys_of_mergekits_documentation_are_read() -> None:
             "shared_experts": [{"source_model": "org/two", "positive_prompts": ["blah"], "residual_scale": 0.1}],
         }
     )
-    recipe = parse_mixture_recipe(text, "text")
+    (tmp_path / "recipe.yml").write_text(text)
+    recipe = read_mixture_recipe(tmp_path / "recipe.yml")
     assert recipe.base == "org/model@main"
     assert recipe.dtype == "bfloat16"
     assert recipe.models == ("org/model@main", "org/one", "org/two")

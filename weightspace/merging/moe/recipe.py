@@ -14,7 +14,7 @@ from typing import Any
 
 import yaml
 
-from weightspace.checkpoints.yaml_file import parse_yaml, read_yaml
+from weightspace.checkpoints.yaml_file import read_yaml
 from weightspace.errors import WeightspaceError
 from weightspace.merging.recipe.document import Document, join, kind
 from weightspace.merging.recipe.model_reference import model_reference
@@ -107,19 +107,8 @@ def read_mixture_recipe(path: Path, *, warn: Warn | None = None, ignored: Warn |
     Raises:
         WeightspaceError: the file cannot be read or is not a valid recipe; the message names the key.
     """
-    return _only(read_yaml(path), Document(str(path), warn, ignored))
-
-
-def parse_mixture_recipe(
-    text: str, where: str, *, warn: Warn | None = None, ignored: Warn | None = None
-) -> MixtureRecipe:
-    """Read a mixture's recipe from text, named ``where`` in errors; see ``read_mixture_recipe``."""
-    return _only(parse_yaml(text, where), Document(where, warn, ignored))
-
-
-def _only(contents: list[Any], document: Document) -> MixtureRecipe:
-    """Return the recipe in a file's only document."""
-    filled = [content for content in contents if content is not None]
+    document = Document(str(path), warn, ignored)
+    filled = [content for content in read_yaml(path) if content is not None]
     if len(filled) != 1:
         raise WeightspaceError(f"{document.where} has {len(filled)} documents; expected one mixture recipe.")
     return _recipe(document, document.mapping(filled[0], "the recipe"))

@@ -17,9 +17,6 @@ from weightspace.lora.tied_weights import (
 )
 from weightspace.merging.plan.plan import Member
 
-#: Names of token and position embeddings.
-_EMBEDDINGS = ("wte", "word_embeddings", "tok_embeddings", "shared", "wpe")
-
 
 def shapes_of(contents: CheckpointMetadata) -> dict[str, tuple[int, ...]]:
     """Return name -> shape for a checkpoint's tensors."""
@@ -64,8 +61,3 @@ def has_own_head(names: Collection[str], tied: Mapping[str, str], members: Seque
     if not any(is_head(name) and name not in shared for name in names) or not any(map(is_token_embedding, names)):
         return False
     return not any(is_scaled(read_config(member.contents.path)) for member in members)
-
-
-def is_embedding(name: str) -> bool:
-    """Return whether a tensor's name is that of an embedding, such as ``model.embed_tokens.weight``."""
-    return any(part in _EMBEDDINGS or "embed" in part for part in name.split("."))
