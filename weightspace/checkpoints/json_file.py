@@ -82,6 +82,20 @@ def read_json_object(path: Path) -> dict[str, Any]:
     return content
 
 
+def read_optional_json_object(path: Path) -> dict[str, Any]:
+    """Return the object in a JSON file, empty if there is no such file.
+
+    Raises:
+        CheckpointError: as for ``read_json_object``.
+    """
+    return read_json_object(path) if path.is_file() else {}
+
+
+def json_document(content: object) -> str:
+    """Return the text of a JSON file as the Hugging Face libraries indent it."""
+    return json.dumps(content, indent=2, ensure_ascii=False) + "\n"
+
+
 def parse_json(content: bytes | str, where: str) -> Any:
     """Return the content of JSON text; ``where`` names it in errors.
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from weightspace.checkpoints.hf_folder import ENTRANCES
-from weightspace.checkpoints.json_file import read_json_object
+from weightspace.checkpoints.json_file import read_optional_json_object
 
 #: Model types whose linear layers are transformers' ``Conv1D`` -> the last names of these layers, whose weights are
 #: stored as ``(in, out)``.
@@ -34,10 +34,10 @@ def read_config(path: Path) -> dict[str, Any]:
         CheckpointError: it is damaged.
     """
     config = (path.parent if path.name in ENTRANCES else path) / "config.json"
-    return read_json_object(config) if config.is_file() else {}
+    return read_optional_json_object(config)
 
 
-def architecture(config: dict[str, Any]) -> str:
+def architecture(config: Mapping[str, Any]) -> str:
     """Return the class that a model was saved from, or an empty text if unknown."""
     architectures = config.get("architectures")
     return str(architectures[0]) if isinstance(architectures, list) and architectures else ""

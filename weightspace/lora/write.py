@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from collections import Counter
@@ -15,6 +14,7 @@ from torch import Tensor
 from weightspace.checkpoints import StateDict, save_checkpoint
 from weightspace.checkpoints.atomic_write import one_line_errors, replacing_folder, synced_file
 from weightspace.checkpoints.hf_folder import CARD
+from weightspace.checkpoints.json_file import json_document
 from weightspace.checkpoints.output_paths import check_name
 from weightspace.errors import CheckpointError
 from weightspace.lora.adapter import PREFIX, TORCH_WEIGHTS, WEIGHTS
@@ -119,4 +119,4 @@ def write_adapter(
     with replacing_folder(path) as staging:
         save_checkpoint(state, staging / WEIGHTS, metadata=metadata)
         with synced_file(staging / CONFIG) as file:
-            file.write((json.dumps(dict(config), indent=2, ensure_ascii=False) + "\n").encode())
+            file.write(json_document(dict(config)).encode())

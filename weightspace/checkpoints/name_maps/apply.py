@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from weightspace.checkpoints.detection import weight_files
-from weightspace.checkpoints.json_file import read_json_object
+from weightspace.checkpoints.json_file import read_optional_json_object
 from weightspace.checkpoints.metadata import AssembledTensor, CheckpointMetadata, CopiedPiece, TensorInfo
 from weightspace.checkpoints.name_maps.name_map import NameMap, Rule
 from weightspace.checkpoints.name_maps.strides import cut_boxes, joined_boxes, strides_of
@@ -288,4 +288,4 @@ def _config(contents: CheckpointMetadata) -> Mapping[str, Any]:
             is_own = False
         if not is_own:
             return {}
-    return read_json_object(folder / "config.json") if (folder / "config.json").is_file() else {}
+    return read_optional_json_object(folder / "config.json")

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from weightspace.checkpoints.json_file import read_json_object
+from weightspace.checkpoints.json_file import read_json_object, read_optional_json_object
 from weightspace.checkpoints.quantisation import quantisation_settings
 from weightspace.checkpoints.quantised.format import Settings
 
@@ -54,8 +54,7 @@ def read_config(folder: Path) -> Mapping[str, Any]:
     Raises:
         CheckpointError: it is damaged.
     """
-    path = folder / "config.json"
-    return read_json_object(path) if path.is_file() else {}
+    return read_optional_json_object(folder / "config.json")
 
 
 def described_weights(settings: Settings) -> list[Mapping[str, Any]]:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from weightspace.checkpoints.json_file import json_document
 from weightspace.checkpoints.provenance import described
 from weightspace.checkpoints.read_metadata import read_contents
 from weightspace.checkpoints.safetensors_header import encode_header, place_entries
@@ -141,7 +142,7 @@ def mixture_plan(
         json.dumps([dict(metadata), known, digest, output.hashes, out.name]),
         Path(os.path.realpath(out)).name,
         donor=base,
-        configurations={"config.json": json.dumps(dict(parts.config), indent=2, ensure_ascii=False) + "\n"},
+        configurations={"config.json": json_document(dict(parts.config))},
         companions=parts.companions,
         notices=(*parts.notices, *advice),
         stamps=stamps,

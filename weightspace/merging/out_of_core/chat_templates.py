@@ -7,17 +7,15 @@ put line breaks and blanks between the messages of ``llama3`` and ``exaone``, an
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from weightspace.checkpoints.atomic_write import one_line_errors, synced_file
 from weightspace.checkpoints.companion_files import is_tokenizer
-from weightspace.checkpoints.json_file import read_json_object
+from weightspace.checkpoints.json_file import json_document, read_optional_json_object
 from weightspace.errors import WeightspaceError
 from weightspace.merging.out_of_core.template_syntax import check_syntax
 from weightspace.merging.plan.plan import Member
@@ -145,7 +143,7 @@ def read_template(folder: Path) -> str | None:
         with one_line_errors(folder / _FILE, "read"):
             return (folder / _FILE).read_text(encoding="utf-8", errors="replace").strip() or None
     for name in (_LEGACY, _CONFIG):
-        template = _fields(folder / name).get("chat_template")
+        template = read_optional_json_object(folder / name).get("chat_template")
         if isinstance(template, list):
             named = [entry for entry in template if isinstance(entry, dict) and entry.get("name") == "default"]
             template = named[0].get("template") if named else None
@@ -169,12 +167,12 @@ def write_template(folder: Path, template: str) -> None:
         shutil.rmtree(folder / _FURTHER, ignore_errors=True)
         _replace(folder / _FILE, template)
         for name in (_CONFIG, "processor_config.json"):
-            fields = _fields(folder / name)
+            fields = read_optional_json_object(folder / name)
             if name == _CONFIG and fields:
                 fields["chat_template"] = template
             elif fields.pop("chat_template", None) is None:
                 continue
-            _replace(folder / name, json.dumps(fields, indent=2, ensure_ascii=False) + "\n")
+            _replace(folder / name, json_document(fields))
 
 
 def _without_effect(reason: str, ignored: Warn | None) -> None:
@@ -182,11 +180,6 @@ def _without_effect(reason: str, ignored: Warn | None) -> None:
     if ignored is None:
         raise WeightspaceError(f"chat_template has no effect: {reason}. Leave it out.")
     ignored(f"chat_template has no effect: {reason}.")
-
-
-def _fields(path: Path) -> dict[str, Any]:
-    """Return the JSON object of a file; an empty one if there is no file."""
-    return read_json_object(path) if path.is_file() else {}
 
 
 def _replace(path: Path, text: str) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from weightspace.checkpoints.hub_names import hub_model
-from weightspace.checkpoints.json_file import read_json_object
+from weightspace.checkpoints.json_file import read_optional_json_object
 from weightspace.errors import WeightspaceError
 from weightspace.escaping import markdown_block, markdown_code, markdown_text, one_line
 from weightspace.merging.plan.plan import Member, Plan
@@ -110,7 +110,7 @@ def _library(parts: Path) -> str | None:
 def _json(path: Path) -> Mapping[str, Any]:
     """Return the JSON object of a file; an empty one if it is missing or damaged."""
     try:
-        return read_json_object(path) if path.is_file() else {}
+        return read_optional_json_object(path)
     except WeightspaceError:
         return {}
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 from weightspace.checkpoints.atomic_write import one_line_errors, synced_file
 from weightspace.checkpoints.companion_files import copy_companions, find_companions
 from weightspace.checkpoints.hf_folder import CARD, PROVENANCE
+from weightspace.checkpoints.json_file import json_document
 from weightspace.merging.out_of_core.chat_templates import write_template
 from weightspace.merging.out_of_core.model_card import model_card
 from weightspace.merging.plan.plan import Plan, Shard
@@ -42,9 +42,9 @@ def finish_folder(plan: Plan, parts: Path, metadata: Mapping[str, str]) -> None:
     for folder, shards in plan.shard_groups.items():
         if len(shards) > 1:
             stem = shards[0].name.rpartition("/")[2].partition("-")[0]
-            _write(parts / folder / f"{stem}.safetensors.index.json", _json(_index(plan, shards, metadata)))
+            _write(parts / folder / f"{stem}.safetensors.index.json", json_document(_index(plan, shards, metadata)))
     if set(plan.shard_groups) != {""}:
-        _write(parts / PROVENANCE, _json(dict(metadata)))
+        _write(parts / PROVENANCE, json_document(dict(metadata)))
     _write(parts / CARD, model_card(plan, parts, metadata))
 
 
@@ -60,10 +60,6 @@ def _index(plan: Plan, shards: Sequence[Shard], metadata: Mapping[str, str]) -> 
         "metadata": {"total_size": size, **metadata},
         "weight_map": {name.removeprefix(prefix): place for name, place in places.items()},
     }
-
-
-def _json(content: object) -> str:
-    return json.dumps(content, indent=2, ensure_ascii=False) + "\n"
 
 
 def _write(path: Path, text: str) -> None:

@@ -8,9 +8,8 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
-from weightspace.checkpoints.json_file import parse_json, read_json_object
+from weightspace.checkpoints.json_file import parse_json, read_optional_json_object
 from weightspace.checkpoints.vocabulary import Tokens, read_vocabulary, tokens_of_json
 from weightspace.merging.plan.moved_vocabulary import MovedVocabulary
 
@@ -78,7 +77,7 @@ def _ids(tokenizer: Path, vocabulary: MovedVocabulary | None) -> Tokens | None:
 def _eos_token(tokenizer: Path) -> str | None:
     """Return the token that ends a text according to the tokenizer."""
     for name in _NAMES:
-        token = _fields(tokenizer / name).get("eos_token")
+        token = read_optional_json_object(tokenizer / name).get("eos_token")
         token = token.get("content") if isinstance(token, dict) else token
         if isinstance(token, str):
             return token
@@ -89,11 +88,8 @@ def _stop_ids(donor: Path | None, texts: Mapping[str, str]) -> set[int]:
     """Return the ids that end generation according to the output's configuration."""
     found: set[int] = set()
     for name in _IDS:
-        fields = parse_json(texts[name], name) if name in texts else _fields(donor / name) if donor is not None else {}
+        own = {} if name in texts or donor is None else read_optional_json_object(donor / name)
+        fields = parse_json(texts[name], name) if name in texts else own
         given = fields.get("eos_token_id")
         found.update(number for number in (given if isinstance(given, list) else [given]) if type(number) is int)
     return found
-
-
-def _fields(path: Path) -> dict[str, Any]:
-    return read_json_object(path) if path.is_file() else {}

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from weightspace.checkpoints.file_format import DCP_SUFFIX, TORCH_SUFFIXES
+from weightspace.checkpoints.json_file import json_document
 from weightspace.checkpoints.metadata import TensorInfo
 from weightspace.checkpoints.quantised.fp8 import BLOCK
 from weightspace.errors import WeightspaceError
@@ -198,7 +199,7 @@ def with_settings(
     if "config.json" in configurations:
         config = json.loads(configurations["config.json"])
     config["quantization_config"] = described(quantise.scheme, _unquantised_modules(jobs, tied))
-    return {**configurations, "config.json": json.dumps(config, indent=2, ensure_ascii=False) + "\n"}
+    return {**configurations, "config.json": json_document(config)}
 
 
 def _unquantised_modules(jobs: Sequence[Job], tied: Mapping[str, str]) -> list[str]:

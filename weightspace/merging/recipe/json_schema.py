@@ -6,10 +6,10 @@ effect. Each document of a file is validated separately.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from weightspace.checkpoints.json_file import json_document
 from weightspace.merging.methods import METHODS, Method, Parameter
 from weightspace.merging.recipe.parameters import FALSE, PARAMETERS, TRUE
 from weightspace.merging.recipe.reader import MISPLACED
@@ -51,7 +51,7 @@ def recipe_schema() -> Schema:
 
 def schema_text() -> str:
     """Return the schema as JSON text."""
-    return json.dumps(recipe_schema(), indent=2, ensure_ascii=False) + "\n"
+    return json_document(recipe_schema())
 
 
 def _top() -> Schema:

@@ -7,11 +7,11 @@ number of layers and all per-layer settings are rewritten.
 from __future__ import annotations
 
 import copy
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from weightspace.checkpoints.json_file import json_document
 from weightspace.errors import WeightspaceError
 from weightspace.lora.tied_weights import untied as with_own_head
 from weightspace.merging.config.quantisation import remove_quantisation
@@ -66,14 +66,14 @@ def adapted_configurations(
         for stacking in stackings:
             _stack(config, stacking)
         if config != before:
-            changed["config.json"] = _json(config)
+            changed["config.json"] = json_document(config)
     moved = [stacking for stacking in stackings if stacking.moves]
     for name in _COUNTING if moved else ():
         other = read_configuration(donor, name)
         if other is not None:
             for stacking in moved:
                 _count_elsewhere(other, stacking, name)
-            changed[name] = _json(other)
+            changed[name] = json_document(other)
     heads = [text for stacking in moved if (text := _alignment_heads(donor, stacking)) is not None]
     return {**changed, "generation_config.json": heads[0]} if heads else changed
 
@@ -199,7 +199,7 @@ def _alignment_heads(donor: Path, stacking: Stacking) -> str | None:
     layers = [sources[0][1] for sources in stacking.layers]
     places = {layer: [place for place, own in enumerate(layers) if own == layer] for layer in layers}
     config["alignment_heads"] = [[place, head] for layer, head in pairs for place in places.get(layer, [])]
-    return _json(config)
+    return json_document(config)
 
 
 def _inexpressible(key: str, content: object, stacking: Stacking) -> WeightspaceError:
@@ -223,7 +223,3 @@ def _change(config: dict[str, Any], path: KeyPath, changes: dict[str, Any]) -> N
     for key in path:
         config = config[key]
     config.update(changes)
-
-
-def _json(content: object) -> str:
-    return json.dumps(content, indent=2, ensure_ascii=False) + "\n"

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from weightspace.checkpoints.json_file import parse_json, read_json_object
+from weightspace.checkpoints.json_file import json_document, parse_json, read_json_object
 from weightspace.errors import WeightspaceError
 from weightspace.merging.config.sections import sections
 from weightspace.merging.config.towers import named_tower
@@ -69,7 +69,7 @@ def vocabulary_configurations(
             for _, part in list(sections(content)):
                 _map_ids(part, _id_mapping(ids, own_ids, donor / name))
         if json.dumps(content) != before:
-            changed[name] = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
+            changed[name] = json_document(content)
     return changed
 
 

@@ -14,7 +14,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
-from weightspace.checkpoints.json_file import parse_json, read_json_object
+from weightspace.checkpoints.json_file import parse_json, read_json_object, read_optional_json_object
 from weightspace.checkpoints.vocabulary import (
     Tokens,
     added_in_configuration,
@@ -115,7 +115,7 @@ def added_entry(token: str, number: int, **further: Any) -> dict[str, Any]:
 def _of_files(folder: Path, ids: Tokens) -> TokenTable:
     """Return the tokens of a folder without ``tokenizer.json``, given their ids."""
     path = folder / "added_tokens.json"
-    listed = read_json_object(path) if path.is_file() else {}
+    listed = read_optional_json_object(path)
     specials = {token: added_entry(token, ids[token], **_SPECIAL) for token in _specials(folder) if token in ids}
     added = {token: added_entry(token, number) for token, number in listed.items()} | specials
     added |= _of_configuration(folder)
@@ -147,7 +147,7 @@ def _check_added(content: Mapping[str, Any], added: Collection[str], ids: Tokens
 def _specials(folder: Path) -> Iterator[str]:
     """Yield the special tokens named in a tokenizer's settings."""
     for name in (_CONFIG, "special_tokens_map.json"):
-        content = read_json_object(folder / name) if (folder / name).is_file() else {}
+        content = read_optional_json_object(folder / name)
         for key, value in content.items():
             value = value.get("content") if isinstance(value, dict) else value
             if key.endswith("_token") and isinstance(value, str):

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from weightspace.checkpoints.atomic_write import one_line_errors, synced_file
-from weightspace.checkpoints.json_file import read_json_object, read_json_text
+from weightspace.checkpoints.json_file import json_document, read_json_object, read_json_text, read_optional_json_object
 from weightspace.checkpoints.json_text import find_value
 from weightspace.errors import CheckpointError
 from weightspace.merging.plan.moved_vocabulary import ExtendedTokenizer
@@ -70,11 +70,11 @@ def write_extended(folder: Path, source: Path, tokenizer: ExtendedTokenizer) -> 
         for stale in folder.glob(pattern):
             stale.unlink()
     _write(folder / _FILE, tokenizer.text)
-    config = read_json_object(source / _CONFIG) if (source / _CONFIG).is_file() else {}
+    config = read_optional_json_object(source / _CONFIG)
     if (folder / _CONFIG).is_file():
         config = read_json_object(folder / _CONFIG)
     config["added_tokens_decoder"] = {**tokenizer.added, **(config.get("added_tokens_decoder") or {})}
-    _write(folder / _CONFIG, (json.dumps(config, indent=2, ensure_ascii=False) + "\n").encode("utf-8", "surrogatepass"))
+    _write(folder / _CONFIG, json_document(config).encode("utf-8", "surrogatepass"))
 
 
 def _added_tokens(text: str, new: NewTokens) -> dict[int, Mapping[str, Any]]:
