@@ -15,11 +15,19 @@ from weightspace.checkpoints.remote import is_url
 from weightspace.errors import CheckpointError, WeightspaceError
 from weightspace.merging.methods._unrun import UnrunMethod
 from weightspace.merging.out_of_core.planner import PlanOptions, make_plan
-from weightspace.merging.out_of_core.run import Finish, MergeReport, OnBytes, check_runnable, report, run_plan
-from weightspace.merging.out_of_core.stages import Listeners, merge_documents
+from weightspace.merging.out_of_core.run import (
+    Finish,
+    MergeReport,
+    OnBytes,
+    bytes_reporter,
+    check_runnable,
+    report,
+    run_plan,
+)
+from weightspace.merging.out_of_core.stages import merge_documents
+from weightspace.merging.plan.listeners import Listeners, WarningLog, discard
 from weightspace.merging.plan.options import ExecutionOptions, OutputOptions, ReadingOptions
 from weightspace.merging.plan.plan import Plan
-from weightspace.merging.plan.warning_log import WarningLog
 from weightspace.merging.recipe.parse import Recipe, Warn, read_recipe, recipe_of
 from weightspace.parallel import EXECUTORS
 from weightspace.progress import Progress
@@ -88,7 +96,7 @@ def merge_files(
     settings = {"method": method, "base": base, "weights": weights, "parameters": parameters}
     settings |= {"evidence": evidence, "dtype": dtype, "out_dtype": out_dtype, "quantise": quantise}
     groups = (reading or ReadingOptions(), output or OutputOptions(), execution or ExecutionOptions())
-    steps = _Steps(align, finish, _bytes_reporter(on_progress), dry_run)
+    steps = _Steps(align, finish, bytes_reporter(on_progress), dry_run)
     return _merge(recipe_or_sources, out, settings, *groups, steps, WarningLog(warn), lenient=lenient, strict=strict)
 
 
@@ -150,7 +158,7 @@ def plan_merge(
     for name in options:
         if name not in said:
             raise unknown("option", name, said)
-    listeners = Listeners(_drop if lenient else None, _drop, _drop)
+    listeners = Listeners(discard if lenient else None, discard, discard)
     with running_no_code():
         recipe = _recipe(given, {**said, **options}, listeners)
         if recipe.documents:
@@ -159,18 +167,7 @@ def plan_merge(
                 "the sources of its documents one by one."
             )
         planning = _plan_options(output, reading, None, lenient=lenient)
-        return make_plan(recipe, Path("merged"), planning, warn=listeners.warn, notice=_drop, ignored=_drop)
-
-
-def _drop(line: str) -> None:
-    """Take a line that the merge tells."""
-
-
-def _bytes_reporter(on_progress: Callable[[Progress], None] | None) -> OnBytes | None:
-    """Return a callback that turns counts of bytes into progress events."""
-    if on_progress is None:
-        return None
-    return lambda done, total: on_progress(Progress("bytes", done, total))
+        return make_plan(recipe, Path("merged"), planning, listeners)
 
 
 def _check_options(
@@ -235,7 +232,7 @@ def _merge_plan(
     steps: _Steps,
 ) -> MergeReport:
     """Plan a recipe of one document and run the plan."""
-    plan = make_plan(recipe, out, options, warn=listeners.warn, notice=listeners.notice, ignored=listeners.ignored)
+    plan = make_plan(recipe, out, options, listeners)
     if steps.align is not None and plan.vocabulary is not None:
         raise WeightspaceError(
             "Models whose rows are moved by token (tokenizer) cannot be aligned in one go. Merge each with itself "

@@ -21,6 +21,7 @@ from weightspace.checkpoints.read_metadata import read_contents
 from weightspace.errors import WeightspaceError
 from weightspace.merging.out_of_core.planner import PlanOptions, make_plan
 from weightspace.merging.out_of_core.run import run_plan
+from weightspace.merging.plan.listeners import Listeners
 from weightspace.merging.plan.moved_vocabulary import MovedVocabulary
 from weightspace.merging.plan.options import ExecutionOptions, OutputOptions
 from weightspace.merging.plan.plan import Member
@@ -108,7 +109,7 @@ def transplant(
             return _with_rows(vocabulary, members[0], other, lacking, method, neighbours, Path(folder) / "rows")
 
         options = PlanOptions(output, further_rows=further)
-        plan = make_plan(recipe, Path(out), options, notice=warnings.append, ignored=warnings.append)
+        plan = make_plan(recipe, Path(out), options, Listeners(None, warnings.append, warnings.append))
         if plan.vocabulary is None:
             raise WeightspaceError(
                 f"{model} has no token embedding, or no tokenizer that can be read; expected the folder of a language "

@@ -13,6 +13,7 @@ from weightspace.checkpoints.yaml_file import parse_yaml
 from weightspace.merging import ExecutionOptions, OutputOptions, ReadingOptions, merge_files
 from weightspace.merging.out_of_core.merged_state import MergedTensors
 from weightspace.merging.out_of_core.planner import PlanOptions, make_plan
+from weightspace.merging.plan.listeners import Listeners, discard
 from weightspace.merging.plan.options import MEMORY
 from weightspace.merging.plan.plan import Plan
 from weightspace.merging.recipe.parse import recipe_in
@@ -44,7 +45,7 @@ class Candidate:
     @property
     def recipe(self) -> Recipe:
         """The recipe; keys that mergekit ignores are accepted, misspelled ones are not."""
-        return recipe_in(parse_yaml(self.text, self.where), self.where, None, _drop)
+        return recipe_in(parse_yaml(self.text, self.where), self.where, None, discard)
 
     def plan(self) -> Plan:
         """Return the plan of the merge, in the dtype of the models or of the recipe, not quantised.
@@ -54,7 +55,7 @@ class Candidate:
             WeightspaceError: as ``merge_files``.
         """
         options = PlanOptions(OutputOptions(hashes=False), self.reading, intermediate=True)
-        return make_plan(self.recipe, Path("merged"), options, warn=None, notice=_drop, ignored=_drop)
+        return make_plan(self.recipe, Path("merged"), options, Listeners(None, discard, discard))
 
     def files(self) -> Mapping[str, str]:
         """Return path -> SHA-256 of all files that the merge reads, including the code of a user's method.
@@ -99,7 +100,7 @@ class Candidate:
             is_folder = not as_file and not Path(first).is_file()
             path = Path(folder) / ("merged" if is_folder else "merged.safetensors")
             output, execution = OutputOptions(hashes=False), ExecutionOptions(self.memory, fsync=False)
-            merge_files(recipe, path, reading=self.reading, output=output, execution=execution, warn=_drop)
+            merge_files(recipe, path, reading=self.reading, output=output, execution=execution, warn=discard)
             yield path
 
 
@@ -130,7 +131,3 @@ def single_model(model: str) -> str:
 def statistics_of(task: Task, statistics: Statistics) -> Callable[[StateDict], StateDict]:
     """Return a function that recomputes the BatchNorm statistics of a merge as they are when it is scored."""
     return lambda state: settled(task, state, statistics)
-
-
-def _drop(line: str) -> None:
-    """Take a line that the merge of the best candidate tells."""

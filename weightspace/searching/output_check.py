@@ -10,6 +10,7 @@ from weightspace.errors import CheckpointError, WeightspaceError
 from weightspace.merging import ExecutionOptions, OutputOptions, ReadingOptions, merge_files
 from weightspace.merging.out_of_core.planner import PlanOptions, make_plan
 from weightspace.merging.out_of_core.run import check_runnable
+from weightspace.merging.plan.listeners import Listeners, discard
 from weightspace.merging.recipe.types import Recipe
 from weightspace.searching.candidates import Candidate
 from weightspace.searching.space import SearchSpace
@@ -59,15 +60,11 @@ def _check_merge(recipe: Recipe, path: Path, reading: ReadingOptions, execution:
     output = OutputOptions(hashes=False)
     try:
         if recipe.documents:
-            merge_files(recipe, path, reading=reading, output=output, execution=execution, dry_run=True, warn=_drop)
+            merge_files(recipe, path, reading=reading, output=output, execution=execution, dry_run=True, warn=discard)
             return
-        plan = make_plan(recipe, path, PlanOptions(output, reading), warn=None, notice=_drop, ignored=_drop)
+        plan = make_plan(recipe, path, PlanOptions(output, reading), Listeners(None, discard, discard))
     except CheckpointError:
         raise
     except WeightspaceError:
         return
     check_runnable(plan, path, execution)
-
-
-def _drop(line: str) -> None:
-    """Take a line that the merge of the best candidate tells."""

@@ -17,11 +17,11 @@ from weightspace.checkpoints.remote import is_url
 from weightspace.errors import CheckpointError, WeightspaceError
 from weightspace.merging.moe.planner import ROUTERS, MixtureParts, mixture_parts, mixture_plan, write_router_skeleton
 from weightspace.merging.moe.recipe import MixtureRecipe, read_mixture_recipe
-from weightspace.merging.out_of_core.run import MergeReport, check_runnable, report, run_plan
+from weightspace.merging.out_of_core.run import MergeReport, bytes_reporter, check_runnable, report, run_plan
 from weightspace.merging.out_of_core.staging import is_file_name
+from weightspace.merging.plan.listeners import WarningLog
 from weightspace.merging.plan.options import ExecutionOptions, OutputOptions
 from weightspace.merging.plan.plan import Plan
-from weightspace.merging.plan.warning_log import WarningLog
 from weightspace.merging.recipe.types import Warn
 from weightspace.progress import Progress
 
@@ -123,11 +123,4 @@ def _build(
             routers = folder / ROUTERS
             save_checkpoint(state, routers)
             plan = mixture_plan(parts, routers, sha256_of(routers), out, output, router_warnings)
-            return run_plan(plan, out, execution, progress=_bytes_reporter(on_progress))
-
-
-def _bytes_reporter(on_progress: Callable[[Progress], None] | None) -> Callable[[int, int], None] | None:
-    """Return a callback that reports byte counts as progress events."""
-    if on_progress is None:
-        return None
-    return lambda done, total: on_progress(Progress("bytes", done, total))
+            return run_plan(plan, out, execution, progress=bytes_reporter(on_progress))

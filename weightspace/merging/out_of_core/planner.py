@@ -32,6 +32,7 @@ from weightspace.merging.out_of_core.vocabularies import check_tokens
 from weightspace.merging.plan.gguf_output import gguf_template, packed_jobs
 from weightspace.merging.plan.inputs import companion_paths, stamps_of
 from weightspace.merging.plan.layout import lay_out
+from weightspace.merging.plan.listeners import STRICT, Listeners, WarningLog
 from weightspace.merging.plan.members import open_members
 from weightspace.merging.plan.metadata import plan_identity, plan_metadata, reading_of
 from weightspace.merging.plan.moved_vocabulary import MovedVocabulary
@@ -41,7 +42,6 @@ from weightspace.merging.plan.plan import Job, Kind, Member, Plan, Ref
 from weightspace.merging.plan.promotion import FLOATS, promoted
 from weightspace.merging.plan.quantisation_scheme import output_quantisation
 from weightspace.merging.plan.quantised_output import with_quantisation, with_settings
-from weightspace.merging.plan.warning_log import WarningLog
 from weightspace.merging.recipe.merge_roles import find_method, split_base
 from weightspace.merging.recipe.parameters import gives_base, is_mergekits
 from weightspace.merging.recipe.parse import Recipe, Warn
@@ -79,10 +79,7 @@ def make_plan(
     recipe: Recipe,
     out: Path,
     options: PlanOptions,
-    *,
-    warn: Warn | None = None,
-    notice: Warn | None = None,
-    ignored: Warn | None = None,
+    listeners: Listeners = STRICT,
 ) -> Plan:
     """Plan a merge from headers.
 
@@ -90,25 +87,23 @@ def make_plan(
         recipe: the recipe.
         out: the output; its name decides whether it is a file or a folder.
         options: further options that determine the bytes.
-        warn: called with lines about tensors that a model lacks; None: they are errors.
-        notice: called with lines about decisions, and about differences between the models that may be intended.
-        ignored: called with lines about settings without effect, as in mergekit; None: they are errors.
+        listeners: callbacks for messages.
 
     Raises:
         CheckpointError: a checkpoint is missing or damaged, or names, shapes or kinds of tensors do not fit together.
         WeightspaceError: the method, its parameters or the weights are invalid.
     """
-    note = WarningLog(notice)
+    note, ignored = WarningLog(listeners.notice), listeners.ignored
     options = replace(options, reading=reading_of(recipe, options.reading))
     row = find_method(recipe.method)
     members = open_members(*_sources(recipe), options.reading, note, recipe.donor)
     check_plain(members)
     donor = _donor(recipe, members)
-    check_components(recipe, members, donor, lenient=warn is not None)
+    check_components(recipe, members, donor, lenient=listeners.warn is not None)
     source = _tokenizer_source(recipe, members, donor, options, note)
     vocabulary = None if source is None else source.vocabulary
     members = members if vocabulary is None else with_moved_rows(members, vocabulary)
-    named = _outputs(recipe, row, members, warn, partial=ignored is not None)
+    named = _outputs(recipe, row, members, listeners.warn, partial=ignored is not None)
     check_effects(recipe, named, options.reading, ignored)
     _report_decisions(recipe, row, named, note)
     jobs = _jobs(recipe, row, members, named, vocabulary)
@@ -315,11 +310,7 @@ class _Planner:
     ) -> Job:
         infos = [self._info(ref) for ref in inputs]
         integers = [info.dtype for info in infos if not info.is_inexact]
-        dtypes = [
-            self.members[member].dtypes.get(name, info.dtype)
-            for (member, name), info in zip(inputs, infos, strict=True)
-        ]
-        dtype = promoted(output.name, integers or dtypes)
+        dtype = promoted(output.name, integers or [self._dtype(ref) for ref in inputs])
         asked = self.recipe.out_dtype or self.recipe.dtype
         kept = is_fixed(output.name) or (is_counter(output.name, infos[0].shape) and infos[0].numel == 1)
         if not integers and not kept and dtype != "C64" and asked is not None:

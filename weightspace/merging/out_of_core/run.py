@@ -30,6 +30,7 @@ from weightspace.merging.plan.gguf_output import is_gguf
 from weightspace.merging.plan.inputs import check_unchanged, read_paths
 from weightspace.merging.plan.options import ExecutionOptions
 from weightspace.merging.plan.plan import Job, Plan
+from weightspace.progress import Progress
 from weightspace.reprs import brief, size
 
 if TYPE_CHECKING:
@@ -122,17 +123,25 @@ def run_plan(
     _check_finish(plan, finish)
     fetched = missing_bytes(plan.input_files)
     progress = _fetch(plan, fetched, progress)
-    with open_staging(out, plan.digest, fsync=execution.fsync) as staging, _hashing(plan) as hashing:
+    hashed = [member.files for member in plan.members] if plan.hashes else ()
+    with open_staging(out, plan.digest, fsync=execution.fsync) as staging, Hashing(hashed) as hashing:
         with _reporting_changed_inputs(plan):
             resumed = _make_tensors(_aligned(plan, align, staging), staging, execution, progress)
             digests = hashing.digests() or dict.fromkeys(plan.input_files, "")
-            metadata = {**plan.metadata, **_inputs(plan, digests)}
+            metadata = {**plan.metadata, "inputs": described(plan.inputs, digests, "", {})["inputs"]}
             with one_line_errors(out, "written"):
                 made = _finish(plan, staging, metadata, finish, execution)
         check_unchanged(plan.stamps)
         staging.promote(made)
     done = report(plan, out, execution, resumed=resumed, seconds=time.perf_counter() - start)
     return replace(done, fetched_bytes=fetched)
+
+
+def bytes_reporter(on_progress: Callable[[Progress], None] | None) -> OnBytes | None:
+    """Return a callback that turns counts of bytes into progress events."""
+    if on_progress is None:
+        return None
+    return lambda done, total: on_progress(Progress("bytes", done, total))
 
 
 def _check_finish(plan: Plan, finish: Finish | None) -> None:
@@ -281,16 +290,6 @@ def _make(
     from weightspace.merging.out_of_core.sources import Sources
 
     make_jobs(jobs, range(len(plan.shards)), Sources(plan), staging, execution, global_arguments, report)
-
-
-def _hashing(plan: Plan) -> Hashing:
-    """Return a hasher that computes the inputs' digests during the merge."""
-    return Hashing([member.files for member in plan.members] if plan.hashes else ())
-
-
-def _inputs(plan: Plan, digests: Mapping[Path, str]) -> dict[str, str]:
-    """Return the metadata that names the inputs."""
-    return {"inputs": described(plan.inputs, digests, "", {})["inputs"]}
 
 
 def _aligned(plan: Plan, align: Alignment | None, staging: Staging) -> Plan:

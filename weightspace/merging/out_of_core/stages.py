@@ -23,19 +23,11 @@ from weightspace.merging.out_of_core.output_files import write_skeleton
 from weightspace.merging.out_of_core.planner import PlanOptions, make_plan
 from weightspace.merging.out_of_core.run import Finish, MergeReport, OnBytes, check_runnable, report, run_plan
 from weightspace.merging.out_of_core.stage_folders import StageFolders
+from weightspace.merging.plan.listeners import Listeners
 from weightspace.merging.plan.options import ExecutionOptions, Intermediate
 from weightspace.merging.plan.plan import Plan
 from weightspace.merging.recipe.several import used_documents
-from weightspace.merging.recipe.types import Recipe, Warn
-
-
-@dataclass(frozen=True)
-class Listeners:
-    """Callbacks for messages of the planner; see ``make_plan``."""
-
-    warn: Warn | None = None
-    notice: Warn | None = None
-    ignored: Warn | None = None
+from weightspace.merging.recipe.types import Recipe
 
 
 @dataclass(frozen=True)
@@ -86,7 +78,7 @@ def merge_documents(
                 check_runnable(plan, out, execution)
                 planned = report(plan, out, execution)
                 return planned if dry_run else run_plan(plan, out, execution, finish=finish, progress=progress)
-    told = listeners if folder is not None else _silenced(listeners)
+    told = listeners if folder is not None else listeners.silenced()
     folders = StageFolders(out, folder)
     with tempfile.TemporaryDirectory(prefix="weightspace-") as drafts:
         steps = _draft(recipe, documents, out, options, folders, Path(drafts), told)
@@ -177,7 +169,7 @@ def _run(
     progress: OnBytes | None,
 ) -> MergeReport:
     """Compute all missing results and the output."""
-    recipe, silent = steps[-1].recipe, _silenced(listeners)
+    recipe, silent = steps[-1].recipe, listeners.silenced()
     done: dict[str, Intermediate] = {}
     reports: list[MergeReport] = []
     parts = _Parts([step.plan.tensor_bytes for step in steps], progress)
@@ -210,22 +202,18 @@ def _plan_stage(
     own = replace(document, documents=used_documents(replace(document, documents=recipe.documents)))
     plain = replace(options, output=replace(options.output, recorded=None), intermediate=True)
     options = _with_stages(plain, own, done)
-    asked = _plan(own, out, options, listeners)
+    asked = make_plan(own, out, options, listeners)
     wide = "float64" if any(job.info.dtype == "F64" for job in asked.jobs) else "float32"
     widened = replace(own, out_dtype=wide, content={**own.content, "out_dtype": wide})
     dtypes = {job.name: job.info.dtype for job in asked.jobs}
     dtypes |= {name: dtypes[owner] for name, owner in asked.tied.items()}
-    return _plan(widened, out, options, _silenced(listeners)), Intermediate(out, dtypes)
+    return make_plan(widened, out, options, listeners.silenced()), Intermediate(out, dtypes)
 
 
 def _plan_output(
     recipe: Recipe, out: Path, options: PlanOptions, done: Mapping[str, Intermediate], listeners: Listeners
 ) -> Plan:
-    return _plan(recipe, out, _with_stages(options, recipe, done), listeners)
-
-
-def _plan(recipe: Recipe, out: Path, options: PlanOptions, listeners: Listeners) -> Plan:
-    return make_plan(recipe, out, options, warn=listeners.warn, notice=listeners.notice, ignored=listeners.ignored)
+    return make_plan(recipe, out, _with_stages(options, recipe, done), listeners)
 
 
 def _with_stages(options: PlanOptions, recipe: Recipe, done: Mapping[str, Intermediate]) -> PlanOptions:
@@ -251,15 +239,6 @@ def _made_from(metadata: Mapping[str, str]) -> list[dict[str, str]]:
 def _metadata(folder: Path) -> Mapping[str, str]:
     found = folder_metadata(folder)
     return read_header(find_components(folder)[0].weights.entrance).metadata if found is None else found
-
-
-def _silenced(listeners: Listeners) -> Listeners:
-    """Return listeners that accept the same messages but drop them, since they were reported before."""
-    return Listeners(*(None if listener is None else _skip for listener in (listeners.warn, _skip, listeners.ignored)))
-
-
-def _skip(line: str) -> None:
-    """Drop a message that was reported before."""
 
 
 def _report_unused(recipe: Recipe, documents: Sequence[Recipe], listeners: Listeners) -> None:
