@@ -22,6 +22,18 @@ from weightspace.merging.plan.options import ExecutionOptions
 from weightspace.merging.plan.plan import Job, Plan
 from weightspace.threads import torch_threads
 
+#: Seconds between two commits of the journals.
+_COMMIT = 0.25
+
+#: Jobs above this share of all bytes go first: started last, one would keep the other threads waiting.
+_LARGE = 1 / 32
+
+#: Bytes of a block from which glibc learns how much freed memory to keep; it ignores blocks above 32 MB.
+_KEPT = 2**25 - 2**16
+
+#: Jobs of at most this many elements are bound by the interpreter, where threads only block each other.
+_TINY = 2**14
+
 
 def make_jobs(
     jobs: Sequence[Job],
@@ -33,33 +45,44 @@ def make_jobs(
     report: Callable[[int], None],
     part: int = 0,
 ) -> None:
-    """Run jobs of a plan and write their tensors.
+    """Run jobs of a plan in threads, write their tensors and record the complete ones in the journals.
 
     Args:
         jobs: the jobs of the missing tensors.
         shards: numbers of the files that they go to, which are created if missing.
         sources: the plan's checkpoints.
         staging: the staging folder of the output.
-        execution: threads and memory.
+        execution: number of jobs at a time, on which the bytes don't depend, and the memory that they use together.
         global_arguments: arguments from the method's pass over the whole model, by tensor name.
-        report: called with the number of bytes written since the last call.
+        report: called on this thread with the number of bytes written since the last call.
         part: number in the names of the journals.
 
     Raises:
         WeightspaceError: as the method; a tensor holds NaN or infinity.
         OSError: writing fails.
     """
-    with open_shards(sources.plan, staging, shards, part=part, fsync=execution.fsync) as files:
-        do_jobs(
-            sources.plan,
-            jobs,
-            files,
-            sources,
-            global_arguments,
-            threads=execution.concurrency,
-            memory=execution.memory,
-            progress=report,
-        )
+    plan, threads = sources.plan, execution.concurrency
+    tiny = deque(job for job in jobs if _elements_read(plan, job) <= _TINY)
+    others = deque(_ordered([job for job in jobs if _elements_read(plan, job) > _TINY]))
+    queues = [[tiny, others], *[[others]] * (threads - 1)]
+    _keep_freed_memory()
+    with (
+        open_shards(plan, staging, shards, part=part, fsync=execution.fsync) as files,
+        torch_threads(1),
+        ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool,
+    ):
+        workers = WorkerPool(files, sources, global_arguments, _Budget(execution.memory))
+        pending: set[Future[None]] = {pool.submit(workers.run, of_thread) for of_thread in queues}
+        try:
+            while pending:
+                finished, pending = wait(pending, _COMMIT, FIRST_EXCEPTION)
+                for future in finished:
+                    future.result()
+                for file in files.values():
+                    file.journal.commit()
+                report(workers.take_written())
+        finally:
+            workers.stop.set()
 
 
 def global_pass(plan: Plan) -> Mapping[str, Mapping[str, Any]]:
@@ -91,77 +114,16 @@ def rewrite(plan: Plan, staging: Staging, finish: Callable[[StateDict], StateDic
                 files[job.shard].write(job.offset, tensor.contiguous().view(-1))
 
 
-#: Seconds between two commits of the journals.
-_COMMIT = 0.25
-
-#: Jobs above this share of all bytes go first: started last, one would keep the other threads waiting.
-_LARGE = 1 / 32
-
-#: Bytes of a block from which glibc learns how much freed memory to keep; it ignores blocks above 32 MB.
-_KEPT = 2**25 - 2**16
-
-#: Jobs of at most this many elements are bound by the interpreter, where threads only block each other.
-_TINY = 2**14
-
-
-def do_jobs(
-    plan: Plan,
-    jobs: Sequence[Job],
-    files: Mapping[int, ShardFile],
-    sources: Sources,
-    global_arguments: Mapping[str, Mapping[str, Any]],
-    *,
-    threads: int,
-    memory: int,
-    progress: Callable[[int], None],
-) -> None:
-    """Run jobs in threads, write their tensors and record the complete ones in the journals.
-
-    Args:
-        plan: the plan of the jobs.
-        jobs: the jobs.
-        files: open files of their shards, by number.
-        sources: the plan's checkpoints.
-        global_arguments: arguments from the method's pass over the whole model, by tensor name.
-        threads: number of jobs at a time; the bytes don't depend on it.
-        memory: bytes that running jobs may use together.
-        progress: called on this thread with the number of bytes of the output written since the last call.
-
-    Raises:
-        WeightspaceError: as the method; a tensor holds NaN or infinity.
-        OSError: writing fails.
-    """
-    _keep_freed_memory()
-    with torch_threads(1), ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-        tiny = deque(job for job in jobs if _elements_read(plan, job) <= _TINY)
-        others = deque(_ordered([job for job in jobs if _elements_read(plan, job) > _TINY]))
-        workers = WorkerPool(plan, files, sources, global_arguments, _Budget(memory))
-        queues = [[tiny, others], *[[others]] * (threads - 1)]
-        pending: set[Future[None]] = {pool.submit(workers.run, of_thread) for of_thread in queues}
-        try:
-            while pending:
-                finished, pending = wait(pending, _COMMIT, FIRST_EXCEPTION)
-                for future in finished:
-                    future.result()
-                for file in files.values():
-                    file.journal.commit()
-                progress(workers.take_written())
-        finally:
-            workers.stop.set()
-
-
 class WorkerPool:
     """State that the threads of a merge share: sources, files, memory budget, and the bytes written so far."""
 
     def __init__(
         self,
-        plan: Plan,
         files: Mapping[int, ShardFile],
         sources: Sources,
         global_arguments: Mapping[str, Mapping[str, Any]],
         budget: _Budget,
     ) -> None:
-        self.plan = plan
         self.files = files
         self.sources = sources
         self.global_arguments = global_arguments
@@ -175,7 +137,7 @@ class WorkerPool:
         with torch.no_grad():
             for queue in queues:
                 while not self.stop.is_set() and (job := _next(queue)) is not None:
-                    with self.budget.of(job_memory(self.plan, job)):
+                    with self.budget.of(job_memory(self.sources.plan, job)):
                         if self._do(job):
                             self.files[job.shard].journal.add(job.name)
 
