@@ -17,6 +17,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from weightspace.checkpoints import StateDict
 from weightspace.errors import WeightspaceError
 from weightspace.tasks.building import network_with
+from weightspace.tasks.evaluating import evaluating
 from weightspace.tasks.protocol import Task
 
 #: Seed of the training batches for measuring statistics, the same for every network.
@@ -39,20 +40,17 @@ def batch_statistics(module: nn.Module) -> Iterator[None]:
         module: its BatchNorm layers with running statistics are modified in place.
     """
     layers = _layers(module)
-    modes = [(part, part.training) for part in module.modules()]
     momenta = [layer.momentum for layer in layers]
-    try:
-        module.eval()
-        for layer in layers:
-            layer.reset_running_stats()
-            layer.momentum = None  # means a cumulative average in torch
-            layer.training = True
-        yield
-    finally:
-        for part, training in modes:
-            part.training = training
-        for layer, momentum in zip(layers, momenta, strict=True):
-            layer.momentum = momentum
+    with evaluating(module):
+        try:
+            for layer in layers:
+                layer.reset_running_stats()
+                layer.momentum = None  # means a cumulative average in torch
+                layer.training = True
+            yield
+        finally:
+            for layer, momentum in zip(layers, momenta, strict=True):
+                layer.momentum = momentum
 
 
 @torch.no_grad()

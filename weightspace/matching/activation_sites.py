@@ -19,6 +19,7 @@ from weightspace.symmetry.module_copy import copy_module
 from weightspace.symmetry.outputs import tensors_in
 from weightspace.symmetry.pattern import Block, Fixed, Pattern, blocks, size_of, units_in
 from weightspace.symmetry.permutation import permute_block
+from weightspace.tasks.evaluating import evaluating
 
 #: Relative difference of activations explained by rounding, which the effect of a permutation must exceed.
 _ROUNDING = 1e-3
@@ -234,13 +235,10 @@ class Recorder:
 @contextmanager
 def _as_in_use(network: nn.Module) -> Iterator[None]:
     """Evaluate without dropout, and without fused kernels, whose inner tensors hooks can't see."""
-    modes = [(module, module.training) for module in network.modules()]
     fastpath = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
-    network.eval()
     try:
-        yield
+        with evaluating(network):
+            yield
     finally:
-        for module, training in modes:
-            module.training = training
         torch.backends.mha.set_fastpath_enabled(fastpath)

@@ -16,6 +16,7 @@ import torch
 from torch import Generator, Tensor, nn
 
 from weightspace.errors import WeightspaceError
+from weightspace.tasks.evaluating import evaluating, on_device_of
 from weightspace.tasks.failures import RAISED
 from weightspace.tasks.objectives import Mode
 from weightspace.tasks.parts import ValidationPart
@@ -153,7 +154,7 @@ class ClassificationTask:
 
     def loss(self, module: nn.Module, batch: Batch) -> Tensor:
         """Return the mean cross-entropy of a batch in nats, a differentiable scalar."""
-        inputs, labels = _moved(batch, module)
+        inputs, labels = on_device_of(module, *batch)
         return nn.functional.cross_entropy(module(inputs), labels)
 
     def batches(self, split: Split | str, seed: int) -> Iterator[Batch]:
@@ -171,20 +172,14 @@ class ClassificationTask:
     def score(self, module: nn.Module, split: Split | str = "test") -> dict[str, float]:
         """Return the mean ``loss`` and the ``accuracy`` over a split or a shift, unaugmented, in evaluation mode."""
         examples = self._split(split)
-        modes = [(part, part.training) for part in module.modules()]
-        module.eval()
         loss, correct = 0.0, 0
-        try:
-            with torch_threads(self.recipe.threads), torch.inference_mode():
-                for start in range(0, len(examples.labels), _SCORED_AT_ONCE):
-                    chosen = slice(start, start + _SCORED_AT_ONCE)
-                    inputs, labels = _moved((examples.inputs[chosen], examples.labels[chosen]), module)
-                    logits = module(inputs)
-                    loss += nn.functional.cross_entropy(logits.double(), labels, reduction="sum").item()
-                    correct += int((logits.argmax(dim=1) == labels).sum())
-        finally:
-            for part, training in modes:
-                part.training = training
+        with evaluating(module), torch_threads(self.recipe.threads), torch.inference_mode():
+            for start in range(0, len(examples.labels), _SCORED_AT_ONCE):
+                chosen = slice(start, start + _SCORED_AT_ONCE)
+                inputs, labels = on_device_of(module, examples.inputs[chosen], examples.labels[chosen])
+                logits = module(inputs)
+                loss += nn.functional.cross_entropy(logits.double(), labels, reduction="sum").item()
+                correct += int((logits.argmax(dim=1) == labels).sum())
         count = len(examples.labels)
         return {"loss": loss / count, "accuracy": correct / count}
 
@@ -204,12 +199,6 @@ def _examples(found: Any, where: str) -> Examples:
         kinds = f"{type(inputs).__name__} and {type(labels).__name__}"
         raise WeightspaceError(f"{where} has inputs and labels of types {kinds}; expected tensors or arrays.")
     return Examples(inputs, labels)
-
-
-def _moved(batch: Batch, module: nn.Module) -> Batch:
-    """Return the batch on the device of the module."""
-    device = next((parameter.device for parameter in module.parameters()), torch.device("cpu"))
-    return batch[0].to(device), batch[1].to(device)
 
 
 def _slices(count: int, pieces: int) -> Iterator[slice]:

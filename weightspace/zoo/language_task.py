@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from weightspace.errors import WeightspaceError
+from weightspace.tasks.evaluating import evaluating, on_device_of
 from weightspace.tasks.parts import ValidationPart
 from weightspace.tasks.protocol import Split, TrainConfig
 from weightspace.threads import torch_threads
@@ -69,7 +70,7 @@ class LanguageTask:
 
     def loss(self, module: nn.Module, batch: Batch) -> Tensor:
         """Return the mean cross-entropy of a batch in nats per token, a differentiable scalar."""
-        tokens, following = _moved(batch, module)
+        tokens, following = on_device_of(module, *batch)
         return nn.functional.cross_entropy(module(tokens).flatten(0, 1), following.flatten())
 
     def batches(self, split: Split, seed: int) -> Iterator[Batch]:
@@ -86,20 +87,14 @@ class LanguageTask:
     def score(self, module: nn.Module, split: Split = "test") -> dict[str, float]:
         """Return the mean ``loss`` and the ``accuracy`` over a split, in evaluation mode."""
         sequences = self._split(split)
-        modes = [(part, part.training) for part in module.modules()]
-        module.eval()
         loss, correct, count = 0.0, 0, 0
-        try:
-            with torch_threads(self.recipe.threads), torch.inference_mode():
-                for part in sequences.split(self.batch_size):
-                    tokens, following = _moved((part[:, :-1], part[:, 1:]), module)
-                    logits = module(tokens).flatten(0, 1)
-                    loss += nn.functional.cross_entropy(logits.double(), following.flatten(), reduction="sum").item()
-                    correct += int((logits.argmax(dim=1) == following.flatten()).sum())
-                    count += following.numel()
-        finally:
-            for part, training in modes:
-                part.training = training
+        with evaluating(module), torch_threads(self.recipe.threads), torch.inference_mode():
+            for part in sequences.split(self.batch_size):
+                tokens, following = on_device_of(module, part[:, :-1], part[:, 1:])
+                logits = module(tokens).flatten(0, 1)
+                loss += nn.functional.cross_entropy(logits.double(), following.flatten(), reduction="sum").item()
+                correct += int((logits.argmax(dim=1) == following.flatten()).sum())
+                count += following.numel()
         return {"loss": loss / count, "accuracy": correct / count}
 
     def _split(self, split: Split) -> Tensor:
@@ -107,9 +102,3 @@ class LanguageTask:
         if split not in self.sequences:
             raise WeightspaceError(f"Task {self.name!r} has no split {split!r}; expected {', '.join(self.sequences)}.")
         return self.sequences[split]
-
-
-def _moved(batch: Batch, module: nn.Module) -> Batch:
-    """Return the batch on the device of the module."""
-    device = next((parameter.device for parameter in module.parameters()), torch.device("cpu"))
-    return batch[0].to(device), batch[1].to(device)
