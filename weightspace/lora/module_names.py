@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
+from weightspace.lora.model_config import architecture
+
 #: Projections of attention, old name -> new one.
 _PROJECTIONS = (("query", "q_proj"), ("key", "k_proj"), ("value", "v_proj"))
 
@@ -181,16 +183,15 @@ def names_of(config: Mapping[str, Any]) -> Names:
     Args:
         config: configuration of a transformers model (``config.json``); an empty one changes no name.
     """
-    architecture = _architecture(config)
     rules = list(_family_rules(config, ""))
     for key, scope in _PARTS.items():
         part = config.get(key)
         if isinstance(part, Mapping):
             rules += _family_rules(part, scope)
-    if _TOWER.fullmatch(architecture):
+    if _TOWER.fullmatch(architecture(config)):
         rules.append((None, re.compile(r"^(vision|text)_model\."), ""))
     family = _FAMILIES.get(str(config.get("model_type")), "")
-    return Names(tuple(rules), bare=family in _BELOW_MODEL and architecture.endswith("Model"))
+    return Names(tuple(rules), bare=family in _BELOW_MODEL and architecture(config).endswith("Model"))
 
 
 def is_renamed(config: Mapping[str, Any]) -> bool:
@@ -203,12 +204,6 @@ def all_names() -> Iterator[Names]:
     """Yield the naming rules of every family, for a model without a configuration."""
     for family in _RULES:
         yield Names(_compiled(family, ""))
-
-
-def _architecture(config: Mapping[str, Any]) -> str:
-    """Return the class that a model was saved from."""
-    architectures = config.get("architectures")
-    return str(architectures[0]) if isinstance(architectures, list) and architectures else ""
 
 
 def _family_rules(

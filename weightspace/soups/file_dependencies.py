@@ -227,15 +227,13 @@ def reads_of(task: str) -> dict[str, str]:
 def are_unchanged(reads: Mapping[str, str]) -> bool:
     """Return whether files and folders still have the given digests."""
     try:
-        return all(
-            (_opened_names(path) if path.endswith(os.sep) else _content(Path(path))) == digest
-            for path, digest in reads.items()
-        )
+        return all(_digest_now(path) == digest for path, digest in reads.items())
     except OSError:
         return False
 
 
 def _digest_now(path: str) -> str:
+    """Return the digest of a file, or of the names in a folder, whose path ends with a separator."""
     return _opened_names(path) if path.endswith(os.sep) else _content(Path(path))
 
 

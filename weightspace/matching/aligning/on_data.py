@@ -21,6 +21,7 @@ from weightspace.matching.aligning.streams import match_streams, with_weights
 from weightspace.progress import Progress
 from weightspace.symmetry.kinds.element import Element
 from weightspace.symmetry.kinds.symmetry_spec import SymmetrySpec
+from weightspace.tasks.building import blank_network
 from weightspace.tasks.failures import task_errors
 from weightspace.tasks.protocol import Task, threads_of
 from weightspace.threads import torch_threads
@@ -59,7 +60,7 @@ def align_on_data(
         CheckpointError: the weights aren't those of the task's network.
         WeightspaceError: the task has no training batches, or activations aren't finite.
     """
-    network = _network(task)
+    network = blank_network(task)
     check_compatible(network.state_dict(), target, names=(f"the network of {task.name}", "the target"))
     with torch_threads(threads_of(task)), task_errors(task, "on its training batches"):
         ends = [with_weights(network, state) for state in (target, source)]
@@ -74,7 +75,7 @@ def align_on_data(
         best = _better(found, best, midpoint, values)
         if descent is not None:
             moved, epochs = best.apply(source), (batch for epoch in count(seed) for batch in _shuffled(task, epoch))
-            more = refine(spec, _network(task), target, moved, epochs, task.loss, descent, on_progress=on_progress)
+            more = refine(spec, blank_network(task), target, moved, epochs, task.loss, descent, on_progress=on_progress)
             best = _better(more.compose(best), best, midpoint, values)
     return best, values
 
@@ -97,7 +98,7 @@ class ByOutputs:
     """
 
     def __init__(self, task: Task, parents: Sequence[StateDict], *, seed: int) -> None:
-        self.task, network = task, _network(task)
+        self.task, network = task, blank_network(task)
         with torch_threads(threads_of(task)), task_errors(task, "on its training batches"):
             batches = _sample(task, with_weights(network, parents[0]), seed)
             self.outputs = Outputs(network, parents, batches, task.loss)
@@ -107,12 +108,6 @@ class ByOutputs:
         with torch_threads(threads_of(self.task)), task_errors(self.task, "on its training batches"):
             self.outputs.write(mean(moved))
             return -self.outputs.divergence()
-
-
-def _network(task: Task) -> nn.Module:
-    """Return a network of the task, whose weights don't matter."""
-    with torch.random.fork_rng(devices=[]):
-        return task.network().eval()
 
 
 def _shuffled(task: Task, seed: int) -> Iterator[Any]:

@@ -16,7 +16,7 @@ from weightspace.symmetry.kinds.orthogonal import LINEAR, add, average
 from weightspace.symmetry.rules import Axes, Call, Rule, dims_of, freeze_all, is_axes, name_of, ordered, pointwise
 from weightspace.symmetry.rules import reduce as reduction
 from weightspace.symmetry.rules.axis_algebra import Axis, cut, fixed, freeze, is_fixed, resolve
-from weightspace.symmetry.rules.call import fixed_like, one_shape, results
+from weightspace.symmetry.rules.call import fixed_like, identity, one_shape, results
 from weightspace.symmetry.rules.norms import batch_norm, instance_norm, layer_norm, weight_norm
 from weightspace.symmetry.rules.recurrent import cell, recurrent
 from weightspace.symmetry.rules.slicing import glu, pad
@@ -72,11 +72,7 @@ class SignedRules:
             return _clip
         if name in ("where", "masked_fill"):
             return _choose
-        return _odd if name in _ODD else _even if name in _EVEN else freeze_all
-
-
-def _odd(call: Call) -> Any:
-    return results(call, call.tensors()[0])
+        return identity if name in _ODD else _even if name in _EVEN else freeze_all
 
 
 def _even(call: Call) -> Any:
@@ -89,7 +85,7 @@ def _product(*, second_first: bool) -> Rule:
     def multiply(call: Call) -> Any:
         first, second = call.get("self"), call.get("other")
         if not is_axes(first) or not is_axes(second):
-            return _odd(call)
+            return identity(call)
         if first is second:
             return _even(call)
         kept, frozen = (first, second) if second_first else (second, first)
@@ -116,14 +112,14 @@ def _power(call: Call) -> Any:
     exponent = call.args.get("exponent")
     if not isinstance(exponent, int | float) or not is_axes(call.args.get("self")) or exponent != int(exponent):
         return freeze_all(call)
-    return _odd(call) if int(exponent) % 2 else _even(call)
+    return identity(call) if int(exponent) % 2 else _even(call)
 
 
 def _clip(call: Call) -> Any:
     """Clip to an interval; it keeps signs if it is symmetric."""
     low, high = (call.args.get(key, call.args.get(f"{key}_val")) for key in ("min", "max"))
     numbers = isinstance(low, int | float) and isinstance(high, int | float)
-    return _odd(call) if numbers and low == -high else freeze_all(call)
+    return identity(call) if numbers and low == -high else freeze_all(call)
 
 
 def _choose(call: Call) -> Any:
