@@ -120,9 +120,9 @@ class Coefficients:
 
 
 @lru_cache(maxsize=1024)
-def ratios(numerators: tuple[float | Fraction, ...], divisor: float | Fraction = 1) -> Coefficients:
-    """Return ``n_i / d`` for finite numbers, taken literally."""
-    return Coefficients(tuple(Fraction(numerator) for numerator in numerators), Fraction(divisor))
+def ratios(numbers: tuple[float | Fraction, ...]) -> Coefficients:
+    """Return finite numbers as coefficients, taken literally."""
+    return Coefficients(tuple(Fraction(number) for number in numbers), Fraction(1))
 
 
 @lru_cache(maxsize=1024)

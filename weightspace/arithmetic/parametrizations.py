@@ -38,7 +38,6 @@ class Coordinates:
     Args:
         models: the networks to combine, or the first of them: if a combination equals one of these, its parts are
             returned bit for bit.
-        dtypes: known dtypes of the result by name; others are promoted from the models'.
         finite: refuse directions of length zero, which would give NaN.
 
     Attributes:
@@ -49,14 +48,9 @@ class Coordinates:
         WeightspaceError: a parametrization is unsupported, or the models are pruned by different masks.
     """
 
-    def __init__(
-        self,
-        models: Sequence[StateDict],
-        dtypes: Mapping[str, torch.dtype] | None = None,
-        *,
-        finite: bool = True,
-    ) -> None:
-        self.models, self._dtypes, self._finite = models, {} if dtypes is None else dtypes, finite
+    def __init__(self, models: Sequence[StateDict], *, finite: bool = True) -> None:
+        self.models, self._finite = models, finite
+        self._dtypes: Mapping[str, torch.dtype] = {}  # of the result by name; others are promoted from the models'
         self.parametrizations = find_parametrizations({name: tuple(tensor.shape) for name, tensor in models[0].items()})
         self.functions = self.parametrizations.functions
         self.names = [name for name in models[0] if name not in self.functions]

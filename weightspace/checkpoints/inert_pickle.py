@@ -129,18 +129,17 @@ def is_data(name: Global) -> bool:
     return module in _DATA_MODULES or module not in _STANDARD
 
 
-def read_pickle(content: bytes, start: int = 0, *, allows: Callable[[Global], bool]) -> Claims:
+def read_pickle(content: bytes, *, allows: Callable[[Global], bool]) -> Claims:
     """Evaluate a pickle as plain data.
 
     Args:
-        content: bytes that contain the pickle; see ``check_memory``.
-        start: offset of the pickle.
+        content: the pickle; see ``check_memory``.
         allows: whether objects of a class, or a function's results, may occur.
 
     Raises:
         TorchPickleError: the pickle is damaged or has an object that isn't allowed, or a view exceeds its storage.
     """
-    machine = _InertMachine(content, start, allows)
+    machine = _InertMachine(content, allows)
     try:
         with no_collection():
             machine.run()
@@ -154,8 +153,8 @@ def read_pickle(content: bytes, start: int = 0, *, allows: Callable[[Global], bo
 class _InertMachine(PickleMachine):
     """Interpreter of the instructions of protocols 2 to 5 that plain data and objects need."""
 
-    def __init__(self, content: bytes, start: int, allows: Callable[[Global], bool]) -> None:
-        super().__init__(content, start)
+    def __init__(self, content: bytes, allows: Callable[[Global], bool]) -> None:
+        super().__init__(content, 0)
         self.allows = allows
 
     def run(self) -> None:

@@ -77,25 +77,20 @@ class Fringe:
         return np.asarray(jump, dtype=np.int64)
 
 
-def peel(graph: Graph, root: int | None = None) -> Fringe:
-    """Peel a connected symmetric graph down to its 2-core, or to ``root`` where it is a tree.
-
-    Args:
-        graph: positive weights, no loops.
-        root: node to root a tree at; by default, a central one.
-    """
-    parent, length, peeled = _peeled(graph, root)
+def peel(graph: Graph) -> Fringe:
+    """Peel a connected symmetric graph, with positive weights and no loops, down to its 2-core; a tree to one node."""
+    parent, length, peeled = _peeled(graph)
     return _in_preorder(graph, parent, length, peeled)
 
 
-def _peeled(graph: Graph, root: int | None) -> tuple[list[int], list[float], list[int]]:
+def _peeled(graph: Graph) -> tuple[list[int], list[float], list[int]]:
     """Return parents (-1 in the core), distances to them, and the peeled nodes in the order of their removal."""
     indptr, indices, data = graph.indptr.tolist(), graph.indices.tolist(), graph.data.tolist()
     nodes = graph.shape[0]
     degree = np.diff(graph.indptr).tolist()
     parent, length = [-1] * nodes, [0.0] * nodes
     gone = [False] * nodes
-    peeled = [node for node in range(nodes) if degree[node] == 1 and node != root]
+    peeled = [node for node in range(nodes) if degree[node] == 1]
     at, kept = 0, nodes
     while at < len(peeled) and kept > 1:
         node = peeled[at]
@@ -107,7 +102,7 @@ def _peeled(graph: Graph, root: int | None) -> tuple[list[int], list[float], lis
             if not gone[other]:
                 parent[node], length[node] = other, data[edge]
                 degree[other] -= 1
-                if degree[other] == 1 and other != root:
+                if degree[other] == 1:
                     peeled.append(other)
                 break
     return parent, length, peeled[:at]

@@ -43,18 +43,11 @@ class Document:
         self._warn = warn
         self._places: dict[tuple[str, str], list[str]] = {}
 
-    def known(self, content: Mapping[str, Any], keys: Sequence[str], path: str, owner: str = "") -> None:
-        """Refuse unknown keys, or warn about them; see ``unknown``.
-
-        Args:
-            content: a mapping of the document.
-            keys: the known keys.
-            path: path of the mapping in the document.
-            owner: phrase that says whose keys they are, for the error: `` of method 'ties'``.
-        """
+    def known(self, content: Mapping[str, Any], keys: Sequence[str], path: str) -> None:
+        """Refuse unknown keys of the mapping at a path, or warn about them; see ``unknown``."""
         for key in content:
             if key not in keys:
-                self.unknown(key, keys, path, owner)
+                self.unknown(key, keys, path)
 
     def unknown(self, key: str, keys: Sequence[str], path: str, owner: str = "", *, needed: bool = False) -> None:
         """Refuse an unknown key, or report that mergekit ignores it if it does not resemble a known key.
@@ -63,7 +56,7 @@ class Document:
             key: the key.
             keys: the known keys.
             path: path of the mapping that contains the key.
-            owner: phrase that says whose keys they are, for the error.
+            owner: phrase that says whose keys they are, for the error: `` of method 'ties'``.
             needed: whether the key is required in another place, so that mergekit refuses the recipe.
         """
         ignores = self.is_mergekits and not needed and not _is_misspelled(key, keys)
