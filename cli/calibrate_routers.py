@@ -5,11 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import click
-from weightspace.cli import commands, options
+from weightspace.cli import commands, networks, options
 from weightspace.cli.progress import progress
 from weightspace.cli.reports import echo_files, echo_report, files_of, note_flat
-
-from weightspace import WeightspaceError
 
 
 @commands.command("calibrate-routers")
@@ -49,21 +47,19 @@ def command(
       weightspace calibrate-routers merged maths code --task data.py:maths --task data.py:code -o calibrated
     """
     options.check_inputs(merged, *sources)
-    if len(tasks) not in (1, len(sources)):
-        raise WeightspaceError(f"Found {len(tasks)} tasks for {len(sources)} sources; expected one for each, or one.")
+    options.check_tasks(tasks, sources, "sources")
     from weightspace.checkpoints import load_checkpoint, provenance, save_checkpoint
     from weightspace.devices import check_device
     from weightspace.merging import calibrate_routers
-    from weightspace.zoo import load_task
 
     options.check_apart(output, merged, *sources, *tasks)
     check_device(device)
-    found = {name: load_task(name, data=data) for name in tasks}
+    found = networks.load_tasks(tasks, data, len(sources))
     with progress(f"routers of {merged}") as update:
         state = calibrate_routers(
             load_checkpoint(merged),
             [load_checkpoint(source) for source in sources],
-            [found[name] for name in (tasks if len(tasks) > 1 else tasks * len(sources))],
+            found,
             routers=None if routers is None else routers.split(","),
             reduce=reduce,
             examples=examples,

@@ -41,6 +41,14 @@ def load_any_task(name: str | None, data: Path | None, **place: Any) -> Task | N
     return None if name is None else load_placed(name, data, **place)
 
 
+def load_tasks(names: Sequence[str], data: Path | None, count: int) -> list[Task]:
+    """Load one task for each of several networks, or repeat the one for all; equal names give the same object."""
+    from weightspace.zoo import load_task
+
+    found = {name: load_task(name, data=data) for name in names}
+    return [found[name] for name in (names if len(names) > 1 else [*names] * count)]
+
+
 def name_of(found: Task | None) -> str | None:
     """Return the name of a task, or None without one."""
     return None if found is None else found.name

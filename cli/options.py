@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 from weightspace.cli.commands import Choice, Whole
@@ -14,9 +14,6 @@ from weightspace import WeightspaceError
 from weightspace.matching.registry import MATCHINGS
 from weightspace.parallel import EXECUTORS
 from weightspace.sources import LIBRARIES, TASK_NAMES, check_network_source, check_task_name
-
-if TYPE_CHECKING:
-    pass
 
 Command = Callable[..., Any]
 
@@ -222,6 +219,12 @@ def task(*, required: bool = True, several: str = "") -> Callable[[Command], Com
         return named(folder(command))
 
     return decorate
+
+
+def check_tasks(tasks: Sequence[str], inputs: Sequence[str], noun: str) -> None:
+    """Check that there is one task for each input, or one for all."""
+    if len(tasks) not in (1, len(inputs)):
+        raise WeightspaceError(f"Found {len(tasks)} tasks for {len(inputs)} {noun}; expected one for each, or one.")
 
 
 def device(help_text: str) -> Callable[[Command], Command]:

@@ -5,11 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import click
-from weightspace.cli import commands, options
+from weightspace.cli import commands, networks, options
 from weightspace.cli.progress import progress
 from weightspace.cli.reports import echo_files, echo_report, files_of, note_flat
-
-from weightspace import WeightspaceError
 
 
 @commands.command("regmean-plusplus")
@@ -42,21 +40,17 @@ def command(
         --task data.py:maths --task data.py:code -o merged.safetensors
     """
     options.check_inputs(*checkpoints)
-    if len(tasks) not in (1, len(checkpoints)):
-        raise WeightspaceError(
-            f"Found {len(tasks)} tasks for {len(checkpoints)} checkpoints; expected one for each, or one."
-        )
+    options.check_tasks(tasks, checkpoints, "checkpoints")
     from weightspace.checkpoints import load_checkpoint, provenance, save_checkpoint
     from weightspace.merging import regmean_plusplus
     from weightspace.tasks import check_device
-    from weightspace.zoo import load_task
 
     options.check_apart(output, *checkpoints, *tasks)
     check_device(device)
-    found = {name: load_task(name, data=data) for name in tasks}
+    found = networks.load_tasks(tasks, data, len(checkpoints))
     with progress("layers") as update:
         state = regmean_plusplus(
-            [found[name] for name in (tasks if len(tasks) > 1 else tasks * len(checkpoints))],
+            found,
             [load_checkpoint(checkpoint) for checkpoint in checkpoints],
             reduce=reduce,
             examples=examples,

@@ -29,7 +29,7 @@ from weightspace.merging.in_memory import merge
 from weightspace.merging.layer_inputs import InputProducts, groups_of, has_own_parameters, on_inputs, other_layers
 from weightspace.merging.slices.layer_index import Layers
 from weightspace.progress import Progress
-from weightspace.tasks.batches import first_examples
+from weightspace.tasks.batches import training_batches
 from weightspace.tasks.building import experts_for, network_with
 from weightspace.tasks.failures import task_errors
 from weightspace.tasks.protocol import Task, threads_of
@@ -132,10 +132,7 @@ class _Merging:
         if device is not None:
             self.networks = [network.to(device) for network in self.networks]
         self._block_of = _blocks(self.networks[0])
-        self._batches: list[list[Any]] = []
-        for task in tasks:
-            with task_errors(task, "on its training batches"):
-                self._batches.append(list(first_examples(task.batches("train", seed), examples)))
+        self._batches = [training_batches(task, examples, seed) for task in tasks]
 
     def blocks(self) -> list[list[str]]:
         """Return the layers to merge by block, in the order in which they run; give all other tensors their means."""

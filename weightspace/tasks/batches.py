@@ -8,6 +8,8 @@ from typing import Any
 from torch import Tensor
 
 from weightspace.errors import WeightspaceError
+from weightspace.tasks.failures import task_errors
+from weightspace.tasks.protocol import Task
 
 
 def first_examples(batches: Iterable[Any], examples: int) -> Iterator[Any]:
@@ -25,6 +27,16 @@ def first_examples(batches: Iterable[Any], examples: int) -> Iterator[Any]:
             return
     if remaining == examples:
         raise WeightspaceError("Found no batches to collect statistics from; expected training data.")
+
+
+def training_batches(task: Task, examples: int, seed: int) -> list[Any]:
+    """Return training batches of a task up to a number of examples, the last one cut.
+
+    Raises:
+        WeightspaceError: the task fails, or as for ``first_examples``.
+    """
+    with task_errors(task, "on its training batches"):
+        return list(first_examples(task.batches("train", seed), examples))
 
 
 def batch_length(batch: Any) -> int:

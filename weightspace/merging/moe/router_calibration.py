@@ -35,7 +35,7 @@ from weightspace.merging.moe.router_modules import (
     router_matrix,
 )
 from weightspace.progress import Progress
-from weightspace.tasks.batches import first_examples
+from weightspace.tasks.batches import training_batches
 from weightspace.tasks.building import experts_for, network_with
 from weightspace.tasks.failures import task_errors
 from weightspace.tasks.protocol import Task, threads_of
@@ -139,8 +139,8 @@ class _Calibration:
         self.routers = find_routers(network, patterns)
         self.batches: dict[int, list[Any]] = {}
         for task in tasks:
-            with task_errors(task, "on its training batches"):
-                self.batches.setdefault(id(task), list(first_examples(task.batches("train", seed), examples)))
+            if id(task) not in self.batches:
+                self.batches[id(task)] = training_batches(task, examples, seed)
 
     def run(
         self,
