@@ -89,6 +89,31 @@ class Scorer:
                 reset_batchnorm(self.network, self.task.batches("train", SEED), self.task.loss)
         return self.network
 
+    def settled(self, state: StateDict) -> StateDict:
+        """Return a mixture with re-estimated BatchNorm statistics, if they are; experts may be separate, and stay so.
+
+        Raises:
+            CheckpointError: names or shapes differ.
+        """
+        layout, given = experts_for(self.network, state), state
+        state = layout.stacked(state)
+        self.check(state, "the soup")
+        if not self.resets:
+            return given
+        network = self.put(state.items(), mixed=True)
+        measured = {
+            f"{prefix}.{name}" if prefix else name: buffer
+            for prefix, layer in network.named_modules(remove_duplicate=False)
+            if isinstance(layer, _BatchNorm)
+            for name, buffer in layer.named_buffers(recurse=False)
+        }
+        return layout.separate(
+            {
+                name: measured[name].to(tensor.device, tensor.dtype, copy=True) if name in measured else tensor
+                for name, tensor in state.items()
+            }
+        )
+
     def scores(self, split: str) -> Mapping[str, float]:
         """Return the task's scores on a split, or on one of its shifts, as plain floats."""
         with torch_threads(threads_of(self.task)):
@@ -119,25 +144,7 @@ def settled(task: Task | None, state: StateDict, statistics: Statistics) -> Stat
         if advice is not None and statistics == "auto":
             warn_caller(advice)
         return state
-    scorer = Scorer(task, statistics)
-    layout, given = experts_for(scorer.network, state), state
-    state = layout.stacked(state)
-    scorer.check(state, "the soup")
-    if not scorer.resets:
-        return given
-    network = scorer.put(state.items(), mixed=True)
-    measured = {
-        f"{prefix}.{name}" if prefix else name: buffer
-        for prefix, layer in network.named_modules(remove_duplicate=False)
-        if isinstance(layer, _BatchNorm)
-        for name, buffer in layer.named_buffers(recurse=False)
-    }
-    return layout.separate(
-        {
-            name: measured[name].to(tensor.device, tensor.dtype, copy=True) if name in measured else tensor
-            for name, tensor in state.items()
-        }
-    )
+    return Scorer(task, statistics).settled(state)
 
 
 #: A user-defined score of a state dict; higher is better unless ``mode="min"``.

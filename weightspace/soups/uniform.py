@@ -8,8 +8,7 @@ from weightspace.arguments import checked
 from weightspace.checkpoints import StateDict
 from weightspace.soups.ingredients import IngredientCheck, Source, ingredients_of
 from weightspace.soups.running_mean import RunningMean
-from weightspace.soups.scoring import Statistics, settled
-from weightspace.tasks.building import blank_network, shapes_of
+from weightspace.soups.scoring import Scorer, Statistics, settled
 from weightspace.tasks.protocol import Task
 
 
@@ -46,10 +45,13 @@ def uniform_soup(
         {'w': tensor([2.])}
     """
     mean, checked = RunningMean(), IngredientCheck()
-    ingredients = ingredients_of(states_or_paths, None if task is None else shapes_of(blank_network(task)))
+    scorer = None if task is None else Scorer(task, statistics)
+    ingredients = ingredients_of(states_or_paths, None if scorer is None else scorer.shapes)
     for ingredient in ingredients:
         state = ingredient.load()
         checked.add(state, ingredient.name)
         mean.add(state, ingredient.name)
-    state = mean.state() if len(ingredients) == 1 else settled(task, mean.state(), statistics)
+    state = mean.state()
+    if ingredients[1:]:
+        state = settled(task, state, statistics) if scorer is None else scorer.settled(state)
     return ingredients[0].as_stored(state)
