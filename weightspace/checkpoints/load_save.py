@@ -33,9 +33,9 @@ from weightspace.checkpoints.torch_file import read_torch_metadata, write_torch
 from weightspace.checkpoints.training_folders import find_training
 from weightspace.errors import CheckpointError, WeightspaceWarning
 
-#: Path of a checkpoint to read or write.
 _log = logging.getLogger(__name__)
 
+#: Path of a checkpoint to read or write.
 StrPath: TypeAlias = str | os.PathLike[str]
 
 

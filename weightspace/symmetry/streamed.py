@@ -19,7 +19,6 @@ from torch.utils._pytree import tree_map_only
 
 from weightspace.errors import SpecError
 from weightspace.symmetry.buffers import moves_with_units
-from weightspace.symmetry.in_float64 import InFloat64
 from weightspace.symmetry.inputs import Inputs
 from weightspace.symmetry.module_copy import copy_module
 from weightspace.symmetry.outputs import output_vector
@@ -159,3 +158,13 @@ def storage_key(tensor: Tensor) -> int:
 def _is_stand_in(tensor: Tensor) -> bool:
     """Return whether a tensor is a stand-in: a parameter with a single stored value."""
     return isinstance(tensor, nn.Parameter) and tensor.untyped_storage().nbytes() == tensor.element_size()
+
+
+class InFloat64(TorchDispatchMode):
+    """Computes in float64 what a network casts to float32, such as norms and angles."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = dict(kwargs or {})
+        if kwargs.get("dtype") == torch.float32:
+            kwargs["dtype"] = torch.float64
+        return func(*args, **kwargs)

@@ -13,7 +13,7 @@ from torch import Tensor
 import weightspace as ws
 from weightspace import cli
 from weightspace.checkpoints.name_maps.expert_layout import expert_layout
-from weightspace.symmetry.in_float64 import InFloat64
+from weightspace.symmetry.streamed import InFloat64
 
 transformers = pytest.importorskip("transformers", minversion="5")
 

@@ -18,34 +18,9 @@ LEFT_OUT = frozenset(
 #: Words in the names of tensors that might change the values of a matrix beside them.
 _WORDS = frozenset(
     {
-        *(
-            "scale",
-            "scales",
-            "scaling",
-            "scb",
-            "absmax",
-            "amax",
-            "zero",
-            "zeros",
-            "qzeros",
-            "zp",
-            "perm",
-            "idx",
-            "shape",
-        ),
-        *(
-            "smooth",
-            "hadamard",
-            "rotation",
-            "quant",
-            "prequant",
-            "codebook",
-            "quantizer",
-            "svd",
-            "low",
-            "lut",
-            "smoother",
-        ),
+        *("scale", "scales", "scaling", "scb", "absmax", "amax", "zero", "zeros", "qzeros", "zp", "perm", "idx"),
+        *("shape", "smooth", "hadamard", "rotation", "quant", "prequant", "codebook", "quantizer", "svd", "low"),
+        *("lut", "smoother"),
     }
 )
 
