@@ -144,6 +144,12 @@ PREDICTIONS: dict[str, tuple[Any, dict[str, Any], str]] = {
 }
 
 
+def test_outputs_may_be_an_array_of_names() -> None:
+    metric = ws.LabelMetric.from_grid((4,), labels=list("abcd"))
+    options: dict[str, Any] = {"observed": ["a", "d"], "outputs": np.array(["a", "d"])}
+    assert metric.predict([0.25, 0.75], **options) == 3
+
+
 @pytest.mark.parametrize("mistake", PREDICTIONS)
 def test_invalid_probabilities_are_an_error(mistake: str) -> None:
     p, options, message = PREDICTIONS[mistake]

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from weightspace.errors import WeightspaceError
 from weightspace.labels.class_axis import FrechetHeadAlong, from_last, to_last
-from weightspace.labels.decision import Decision
+from weightspace.labels.decision import Decision, positions_of
 from weightspace.labels.geometry import Geometry
 from weightspace.labels.head import FrechetHead
 from weightspace.labels.label_space import Outputs
@@ -119,16 +119,7 @@ class CostMatrix:
 
     def decision(self, *, observed: Sequence[Label], outputs: Outputs = "all") -> Decision:
         """Return the decision for these classes."""
-        seen = self.names.positions(observed, "observed classes")
-        if isinstance(outputs, str):
-            if outputs not in ("all", "observed"):
-                raise WeightspaceError(f"Outputs must be 'all', 'observed' or a list of names; found {outputs!r}.")
-            named = seen if outputs == "observed" else self.nodes
-        else:
-            named = self.names.positions(outputs, "outputs")
-        if not len(named):
-            raise WeightspaceError("There are no outputs; expected at least one label.")
-        return Decision.make(self, seen, named, 1)
+        return Decision.make(self, *positions_of(self, observed, outputs), 1)
 
 
 @dataclass(frozen=True)

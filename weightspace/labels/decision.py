@@ -157,8 +157,7 @@ def kept_decision(
     exponent: float,
 ) -> Decision:
     """Return the metric's decision for these classes, from a cache of the most recent ones."""
-    seen = metric.names.positions(observed, "observed classes")
-    named = seen if outputs == "observed" else _positions_of(metric, outputs)
+    seen, named = positions_of(metric, observed, outputs)
     key = (seen.tobytes(), named.tobytes(), float(exponent) if isinstance(exponent, int | float) else exponent)
     if key not in kept:
         kept[key] = Decision.make(metric, seen, named, exponent)
@@ -168,16 +167,21 @@ def kept_decision(
     return kept[key]
 
 
-def _positions_of(metric: LabelSpace, outputs: Outputs) -> np.ndarray:
-    """Return the positions of all labels, or of the named ones."""
+def positions_of(metric: LabelSpace, observed: Sequence[Label], outputs: Outputs) -> tuple[np.ndarray, np.ndarray]:
+    """Return the positions of the observed classes and of the outputs.
+
+    Raises:
+        WeightspaceError: a name is unknown, or there are no outputs.
+    """
+    seen = metric.names.positions(observed, "observed classes")
     if isinstance(outputs, str):
-        if outputs != "all":
+        if outputs not in ("all", "observed"):
             raise WeightspaceError(f"Outputs must be 'all', 'observed' or a list of names; found {outputs!r}.")
-        return np.arange(len(metric))
-    found = metric.names.positions(outputs, "outputs")
-    if len(found) == 0:
+        return seen, seen if outputs == "observed" else np.arange(len(metric))
+    named = metric.names.positions(outputs, "outputs")
+    if not len(named):
         raise WeightspaceError("There are no outputs; expected at least one label.")
-    return found
+    return seen, named
 
 
 def _leading(probabilities: Any) -> tuple[int, ...]:
