@@ -17,7 +17,7 @@ from weightspace.symmetry.kinds.derive import trace_symmetries
 from weightspace.symmetry.kinds.element import Element
 from weightspace.symmetry.kinds.fold import fold
 from weightspace.symmetry.kinds.symmetry_spec import SymmetrySpec
-from weightspace.symmetry.kinds.verification import verify_symmetries
+from weightspace.symmetry.kinds.verified import verify_symmetries
 from weightspace.symmetry.random_weights import randomise
 
 Case = tuple[nn.Module, Any]

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import weightspace as ws
-from weightspace.symmetry.kinds.verification import verify_symmetries
+from weightspace.symmetry.kinds.verified import verify_symmetries
 from weightspace.symmetry.pattern import Units, format_axes, parse_axes
 
 

@@ -12,7 +12,7 @@ from weightspace.errors import WeightspaceError
 from weightspace.labels.wordnet import DEBIAN_FOLDER as WORDNET
 from weightspace.symmetry.inputs import Inputs
 from weightspace.symmetry.kinds.derive import trace_symmetries
-from weightspace.symmetry.kinds.verification import verify_symmetries
+from weightspace.symmetry.kinds.verified import verify_symmetries
 from weightspace.tasks import Task, train
 from weightspace.tasks.protocol import TrainConfig
 from weightspace.zoo import load_task

@@ -13,19 +13,24 @@ from torch import nn
 from weightspace.arguments import checked
 from weightspace.errors import SpecError
 from weightspace.symmetry.inputs import ExampleInputs, Inputs
+from weightspace.symmetry.kinds.canonical_weights import CanonicalWeights
 from weightspace.symmetry.kinds.derive import trace_signs, trace_symmetries
+from weightspace.symmetry.kinds.element import Element
 from weightspace.symmetry.kinds.symmetry_spec import SymmetrySpec, symmetries_in
-from weightspace.symmetry.kinds.verification import verify_symmetries
+from weightspace.symmetry.module_copy import keep_random_state
+from weightspace.symmetry.outputs import relative_change
+from weightspace.symmetry.permutation import check_fits
 from weightspace.symmetry.spec import PermutationSpec, more_than_permuted, permutations_in
 from weightspace.symmetry.spec_file import check_trusted, read_document
 from weightspace.symmetry.stand_ins import check_constants
+from weightspace.symmetry.streamed import StreamedNetwork
 from weightspace.symmetry.trace import trace_spec
 from weightspace.symmetry.verification import Verification
 from weightspace.symmetry.verify import TOLERANCE, verify_permutations
 
 _log = logging.getLogger(__name__)
 
-#: What a derivation looks for.
+#: Symmetries that a derivation looks for.
 Symmetry: TypeAlias = Literal["permutations", "signed", "full"]
 
 SYMMETRIES: tuple[Symmetry, ...] = ("permutations", "signed", "full")
@@ -196,3 +201,35 @@ def verify_spec(
         return verify_permutations(spec, module, inputs, seed=seed)
     error = max(verify_symmetries(spec, module, inputs, seed=seed))
     return Verification(error, len(spec.groups), spec.frozen, TOLERANCE[torch.float64])
+
+
+def verify_symmetries(
+    spec: SymmetrySpec, module: nn.Module, example_args: ExampleInputs, *, seed: int = 0
+) -> tuple[float, float]:
+    """Return how much folding, and balancing and a random element after it, change the outputs, computed in float64.
+
+    Args:
+        spec: the spec to test.
+        module: a network that it should be valid for, which may be on the meta device; not modified.
+        example_args: example inputs, as for ``derive_spec``.
+        seed: seed of the element and of the randomised weights.
+
+    Returns:
+        The two relative changes, ‖f(θ') − f(θ)‖ / ‖f(θ)‖.
+
+    Raises:
+        SpecError: the network has no floating-point output, or a non-finite one; it cannot be run in float64; or a
+            norm cannot be folded.
+        CheckpointError: the network's tensors don't fit the spec.
+    """
+    inputs = Inputs.of(example_args).double()
+    with keep_random_state(module):
+        network = StreamedNetwork(module, seed)
+        check_fits(spec, network.state, "The network")
+        weights = network.random_weights
+        before = network.outputs(weights, inputs)
+        folded = CanonicalWeights(spec, weights, balance=False)
+        after_fold = network.outputs(folded.__getitem__, inputs)
+        moved = CanonicalWeights(spec, weights, moves=Element.random(spec, seed=seed).moves)
+        after = network.outputs(moved.__getitem__, inputs)
+    return relative_change(before, after_fold), relative_change(before, after)
