@@ -19,7 +19,7 @@ from weightspace import WeightspaceError
 if TYPE_CHECKING:
     from weightspace.merging import Differences, SourceDifferences
 
-#: What a report can be beside a picture; ``-`` is the table alone.
+#: Forms of a report other than a picture; ``-`` is the table alone.
 _TABLE, _DATA = "-", (".json", ".csv")
 
 

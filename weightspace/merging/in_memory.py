@@ -26,7 +26,7 @@ from weightspace.merging.recipe.merge_roles import checked_evidence, find_method
 from weightspace.merging.running_statistics import statistics_advice
 from weightspace.merging.slices.layer_index import Layers
 
-#: What recomputes the statistics of a merged network in Python.
+#: Advice on the statistics of a merged network in Python.
 _REMEDY = "weightspace.connectivity.reset_statistics(task, merged) recomputes them."
 
 

@@ -104,7 +104,7 @@ class Candidate:
             yield path
 
 
-#: How the models of this process's latest candidate were read -> its tensors.
+#: Key and prefix with which the models of this process's latest candidate were read -> its tensors.
 _LATEST: dict[tuple[str | None, str | None], MergedTensors] = {}
 
 

@@ -20,7 +20,7 @@ from weightspace.errors import WeightspaceError
 from weightspace.searching.command_score import CommandScore
 from weightspace.soups.file_dependencies import digest_of
 
-#: What a score begins with that is not a command.
+#: Prefix of scores that are tasks of the harness and no command.
 PREFIX = "lm-eval:"
 
 

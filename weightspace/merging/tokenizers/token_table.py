@@ -25,7 +25,7 @@ from weightspace.checkpoints.vocabulary import (
 from weightspace.errors import CheckpointError
 from weightspace.merging.tokenizers.conversion import converted
 
-#: How tokens spell text: byte-level characters, ``▁`` for a space, ``##`` for word continuations, or plain text.
+#: Spelling of text by tokens: byte-level characters, ``▁`` for a space, ``##`` for word continuations, or plain text.
 Writing: TypeAlias = Literal["bytes", "metaspace", "wordpiece", "plain"]
 
 #: Maximum excess of the largest id over the number of tokens.

@@ -26,8 +26,8 @@ from weightspace.symmetry.spec_file import (
 )
 from weightspace.symmetry.verification import Verification
 
-#: What moves the units of a group: an order, an order with signs, a rotation or reflection, or an angle for each pair
-#: of rotary dimensions.
+#: Kinds of maps of the units of a group: an order, an order with signs, a rotation or reflection, or an angle for each
+#: pair of rotary dimensions.
 Kind: TypeAlias = Literal["permutation", "signed", "orthogonal", "phases"]
 
 _KINDS: tuple[str, ...] = get_args(Kind)
