@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeGuard
 
 from weightspace.checkpoints.metadata import QuantisedTensor
 from weightspace.checkpoints.quantised.companions import is_understood
-from weightspace.checkpoints.quantised.format import Format, Found, Settings, Stored
+from weightspace.checkpoints.quantised.format import Format, Found, Stored
 from weightspace.checkpoints.quantised.four_bit import looked_up, pairs
 from weightspace.checkpoints.quantised.panels import PanelReader, panel_bytes
 
@@ -150,9 +150,4 @@ def _eight_bit_reader(values: RangeReader, scales: RangeReader, shape: tuple[int
     return PanelReader(shape, rows, columns, 1, decode)
 
 
-def _refusal(settings: Settings) -> str | None:
-    """Return why the settings are not supported, or None."""
-    return None
-
-
-FORMAT = Format("bitsandbytes", frozenset({"", "bitsandbytes"}), find, decoder, _refusal)
+FORMAT = Format("bitsandbytes", frozenset({"", "bitsandbytes"}), find, decoder)

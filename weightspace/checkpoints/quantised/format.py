@@ -86,11 +86,11 @@ class Format(NamedTuple):
         methods: values of ``quant_method`` in configurations that go with it; "" is a checkpoint without one.
         find: returns the tensors of a checkpoint that are stored in the format.
         decoder: returns a reader of a tensor's values in float32, from readers of its parts by role.
-        refusal: returns why settings are not supported, or None.
+        refusal: returns why settings are not supported, or None; by default all are.
     """
 
     title: str
     methods: frozenset[str]
     find: Callable[[Stored], list[Found]]
     decoder: Callable[[Mapping[str, Any], QuantisedTensor], Any]
-    refusal: Callable[[Settings], str | None]
+    refusal: Callable[[Settings], str | None] = lambda settings: None
