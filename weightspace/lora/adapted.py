@@ -5,19 +5,23 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from weightspace.lora.adapter import Factors
-from weightspace.lora.low_rank import Adapted, Changed, Flat, wide_dtype
+from weightspace.lora.low_rank import Adapted, Changed, wide_dtype
 from weightspace.lora.products import change_of, low_rank_a
+
+if TYPE_CHECKING:
+    from weightspace.checkpoints.reader import RangeReader
 
 #: Elements that are read at a time to compute norms.
 _BLOCK = 2**17
 
 
-def adapted(base: Flat, factors: Factors, tensors: Mapping[str, Tensor]) -> Flat:
+def adapted(base: RangeReader, factors: Factors, tensors: Mapping[str, Tensor]) -> RangeReader:
     """Apply the change of a tensor.
 
     Args:
@@ -31,7 +35,7 @@ def adapted(base: Flat, factors: Factors, tensors: Mapping[str, Tensor]) -> Flat
     if factors.product == "low-rank":
         a, b = low_rank_a(tensors), tensors["B"]
         a, b = (a, b) if factors.part is None else factors.part.of(a, b)
-        changed: Flat = Adapted(base, a, b, factors.scale, transposed=factors.transposed)
+        changed: RangeReader = Adapted(base, a, b, factors.scale, transposed=factors.transposed)
     else:
         dtype = wide_dtype(base.dtype, *(tensor.dtype for tensor in tensors.values()))
         changed = Changed(base, change_of(factors, tensors, dtype))
@@ -47,7 +51,7 @@ class Decomposed:
         Liu et al. 2024, https://arxiv.org/abs/2402.09353, equation 5.
     """
 
-    def __init__(self, weight: Flat, magnitude: Tensor, axis: int) -> None:
+    def __init__(self, weight: RangeReader, magnitude: Tensor, axis: int) -> None:
         """Scale a weight.
 
         Args:

@@ -7,32 +7,17 @@ on the number of torch threads, by which BLAS selects its kernels: ``torch_threa
 from __future__ import annotations
 
 import math
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+if TYPE_CHECKING:
+    from weightspace.checkpoints.reader import RangeReader
+
 #: Elements in a block of rows; a block has at least one row.
 _BLOCK = 2**14
-
-
-class Flat(Protocol):
-    """A float tensor that is read by ranges of its elements in row-major order."""
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """Its dtype."""
-        ...
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Its shape."""
-        ...
-
-    def read(self, start: int, stop: int) -> Tensor:
-        """Return the elements from ``start`` up to ``stop``, 1-D; not to be modified."""
-        ...
 
 
 class Change(Protocol):
@@ -84,7 +69,7 @@ class LowRank:
 class Changed:
     """A weight with a change added, in at least float32, so that a merge rounds only once."""
 
-    def __init__(self, base: Flat, change: Change) -> None:
+    def __init__(self, base: RangeReader, change: Change) -> None:
         """Add a change to a weight.
 
         Args:
@@ -113,7 +98,7 @@ class Changed:
 class Adapted(Changed):
     """A weight with factors applied."""
 
-    def __init__(self, base: Flat, a: Tensor, b: Tensor, scale: float, *, transposed: bool = False) -> None:
+    def __init__(self, base: RangeReader, a: Tensor, b: Tensor, scale: float, *, transposed: bool = False) -> None:
         """Apply factors to a weight.
 
         Args:
@@ -130,7 +115,7 @@ class Adapted(Changed):
 class Scaled:
     """A tensor times a number, in at least float32."""
 
-    def __init__(self, base: Flat, factor: float) -> None:
+    def __init__(self, base: RangeReader, factor: float) -> None:
         """Multiply a tensor.
 
         Args:
