@@ -6,6 +6,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 from weightspace.checkpoints import StateDict, load_checkpoint
@@ -42,7 +43,7 @@ class Candidate:
     mixed: bool = True
     memory: int = MEMORY
 
-    @property
+    @cached_property
     def recipe(self) -> Recipe:
         """The recipe; keys that mergekit ignores are accepted, misspelled ones are not."""
         return recipe_in(parse_yaml(self.text, self.where), self.where, None, discard)
