@@ -11,7 +11,7 @@ from hypothesis.extra.numpy import arrays
 from scipy.optimize import linear_sum_assignment
 
 from weightspace.matching import assignment
-from weightspace.matching.assignment import assign, assign_by_candidates
+from weightspace.matching.assignment import assign, assign_by_candidates, largest_of_rows
 
 
 @pytest.mark.parametrize("size", [1, 2, 5, 7])
@@ -49,6 +49,11 @@ def assert_optimal(table: np.ndarray, found: np.ndarray | None) -> None:
     assert exact[rows, found].sum() == pytest.approx(best, rel=0, abs=1e-12 * np.abs(exact).sum())
 
 
+def by_candidates(table: np.ndarray, count: int) -> np.ndarray | None:
+    """Return the assignment among the largest entries of each row and the diagonal, so that there always is one."""
+    return assign_by_candidates(table, largest_of_rows(table, count) | np.eye(len(table), dtype=bool))
+
+
 @given(
     table=st.integers(1, 9).flatmap(
         lambda n: st.one_of(
@@ -60,14 +65,14 @@ def assert_optimal(table: np.ndarray, found: np.ndarray | None) -> None:
 )
 @settings(deadline=None, max_examples=150, derandomize=True)
 def test_a_few_candidates_give_the_optimal_assignment(table: np.ndarray, candidates: int) -> None:
-    assert_optimal(table, assign_by_candidates(table, candidates))
+    assert_optimal(table, by_candidates(table, candidates))
 
 
 @pytest.mark.parametrize("scale", [1e-42, 1e-20, 1.0, 1e20, 1e36])
 @pytest.mark.parametrize("seed", range(3))
 def test_candidates_suffice_at_any_scale(scale: float, seed: int) -> None:
     table = (np.random.default_rng(seed).standard_normal((40, 40)) * scale).astype(np.float32)
-    assert_optimal(table, assign_by_candidates(table, 2))
+    assert_optimal(table, by_candidates(table, 2))
 
 
 @pytest.mark.parametrize("kind", ["equal rows", "equal columns", "rank one", "dead units"])
@@ -79,7 +84,7 @@ def test_candidates_suffice_for_degenerate_gains(kind: str) -> None:
     else:
         columns = vector if kind == "rank one" else np.ones(60)
         table = np.outer(columns, vector) if kind != "equal columns" else np.outer(vector, columns)
-    assert_optimal(table, assign_by_candidates(table.astype(np.float32), 4))
+    assert_optimal(table, by_candidates(table.astype(np.float32), 4))
 
 
 def test_a_crowded_problem_is_solved_by_candidates(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -92,9 +97,20 @@ def test_a_crowded_problem_is_solved_by_candidates(monkeypatch: pytest.MonkeyPat
 
 
 def test_too_many_equal_gains_are_left_to_the_dense_solver() -> None:
-    assert assign_by_candidates(np.zeros((200, 200), dtype=np.float32), 24) is None
+    assert by_candidates(np.zeros((200, 200), dtype=np.float32), 24) is None
     gains = torch.zeros(1024, 1024)
     gains[0, 5] = 1
     found = assign(gains)
     assert found[0] == 5
     assert sorted(found.tolist()) == list(range(1024))
+
+
+def test_rows_that_cannot_all_have_one_of_their_best_columns_are_left_to_the_dense_solver(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    gains = torch.randn(1024, 1024, generator=torch.Generator().manual_seed(0))
+    gains[:100, :30] += 100  # 100 rows whose best columns are the same 30
+    with monkeypatch.context() as patched:
+        patched.delattr(assignment, "assign_by_candidates")
+        found = assign(gains)
+    assert_optimal(gains.numpy(), found.numpy())

@@ -3,7 +3,8 @@
 Give every column a price. An assignment that gives each row a column of its largest net gain, after prices, is optimal
 (complementary slackness). So a large problem in which many rows compete for the same columns is solved among the best
 columns of each row, and prices are derived from that solution. Columns that some row would still prefer become
-candidates as well, until there are none.
+candidates as well, until there are none. This is faster than a dense solver if every row can have one of its best
+columns; else some rows need far worse ones, whose prices make almost all columns candidates.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import numpy as np
 import torch
 from scipy.optimize import linear_sum_assignment
 from scipy.sparse import csr_array
-from scipy.sparse.csgraph import min_weight_full_bipartite_matching
+from scipy.sparse.csgraph import maximum_bipartite_matching, min_weight_full_bipartite_matching
 from torch import Tensor
 
 #: Number of rows from which candidates are faster than all gains, where at most _DISTINCT of the rows' best columns
@@ -45,8 +46,10 @@ def assign(gains: Tensor) -> Tensor:
     distinct = len(np.unique(best))
     if distinct == len(best):  # every row can have its maximum: nothing to solve
         return torch.from_numpy(best)
-    crowded = len(best) >= _LARGE and distinct <= _DISTINCT * len(best)
-    found = assign_by_candidates(table, _CANDIDATES) if crowded else None
+    found = None
+    if len(best) >= _LARGE and distinct <= _DISTINCT * len(best):
+        candidates = largest_of_rows(table, _CANDIDATES)
+        found = assign_by_candidates(table, candidates) if _has_assignment(candidates) else None
     return torch.from_numpy(_by_all(table, best) if found is None else found)
 
 
@@ -56,17 +59,25 @@ def _by_all(table: np.ndarray, best: np.ndarray) -> np.ndarray:
     return linear_sum_assignment(costs)[1]
 
 
-def assign_by_candidates(table: np.ndarray, candidates: int) -> np.ndarray | None:
+def largest_of_rows(table: np.ndarray, count: int) -> np.ndarray:
+    """Return which entries, bool ``(n, n)``, are among the largest ``count`` of their row; equal ones all are."""
+    last = len(table) - min(count, len(table))
+    return table >= np.partition(table, last, axis=1)[:, last, None]
+
+
+def _has_assignment(candidates: np.ndarray) -> bool:
+    """Return whether every row can have a candidate of its own, by Hopcroft and Karp's algorithm."""
+    return bool((maximum_bipartite_matching(csr_array(candidates), perm_type="column") >= 0).all())
+
+
+def assign_by_candidates(table: np.ndarray, candidates: np.ndarray) -> np.ndarray | None:
     """Return the assignment with the largest total gain, int64 ``(n,)``, or None if that takes too many candidates.
 
     Args:
         table: the gains, ``(n, n)``, float32 or float64.
-        candidates: initial number of candidates per row.
+        candidates: initial candidates, bool ``(n, n)``, among which there is an assignment.
     """
-    size = len(table)
-    last = size - min(candidates, size)
-    chosen = table >= np.partition(table, last, axis=1)[:, last, None]
-    np.fill_diagonal(chosen, True)  # there is always some assignment
+    size, chosen = len(table), candidates.copy()
     prices = np.zeros(size)
     while np.count_nonzero(chosen) <= _MOST * size:
         edges = _Edges(table, chosen)
