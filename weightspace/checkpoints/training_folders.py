@@ -8,6 +8,7 @@ from pathlib import Path
 
 from weightspace.checkpoints.dcp import dcp_contents
 from weightspace.checkpoints.dcp_metadata import METADATA
+from weightspace.checkpoints.file_format import FSDP_RANK, FSDP_RANK_ADVICE
 from weightspace.checkpoints.hf_folder import ENTRANCES
 from weightspace.checkpoints.json_file import read_json_object
 from weightspace.checkpoints.metadata import CheckpointMetadata
@@ -37,7 +38,7 @@ _ORBAX = (
 _NOT_READ = {
     **dict.fromkeys(("manifest.ocdbt", "_CHECKPOINT_METADATA", "default/manifest.ocdbt", "default/_METADATA"), _ORBAX),
     "zero/*/fp32.pt": ("a universal checkpoint of DeepSpeed", "Use the checkpoint that it was made from."),
-    "pytorch_model_fsdp_rank*.bin": ("a local state dict of FSDP", "Save it with state_dict_type SHARDED_STATE_DICT."),
+    FSDP_RANK: ("an FSDP state dict that each rank saved by itself", FSDP_RANK_ADVICE),
     "mp_rank_*/model_optim_rng.pt": (
         "a checkpoint of Megatron-LM in the format torch",
         "Convert it with Megatron-LM's --ckpt-convert-format torch_dist.",
