@@ -22,6 +22,7 @@ from weightspace.checkpoints.quantisation import (
     find_quantised,
     find_quantised_folder,
 )
+from weightspace.checkpoints.quantised.comfyui import check_marks
 from weightspace.checkpoints.quantised.companions import is_activation_scale
 from weightspace.checkpoints.quantised.format import Format, Found, Settings, Stored
 from weightspace.checkpoints.quantised.formats import FORMATS
@@ -54,6 +55,7 @@ def dequantised(contents: CheckpointMetadata) -> CheckpointMetadata:
     """
     settings = _settings(contents)
     stored = Stored(contents.tensors, settings, lambda name: _content(contents, name))
+    check_marks(contents, stored)
     found = {own.name: (form, own) for form in FORMATS for own in form.find(stored)}
     found = _without_nested(contents, found)
     if not found:
