@@ -5,8 +5,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from click.testing import CliRunner
 
 import weightspace as ws
+from weightspace import cli
 from weightspace.lora import read_adapter
 from weightspace.merging import merge_adapters, merge_files
 
@@ -47,3 +49,17 @@ def test_written_again_it_gives_the_same_weights(format: str, pipeline: Path, tm
 def test_ranks_and_alphas_are_those_of_sd_scripts() -> None:
     ranks = {factors.rank for factors in read_adapter(DATA / "adapter.safetensors").factors.values()}
     assert ranks == {2, 3}  # of convolutions, and of all others
+
+
+def test_ranks_that_are_filled_up_with_zeros_are_said(tmp_path: Path) -> None:
+    for written, said in (
+        ("kohya", "ranks 2 to 3, all written as rank 3, filled up with zeros"),
+        ("peft", "ranks 2 to 3"),
+    ):
+        state = ws.load_checkpoint(DATA / "adapter.safetensors")
+        unet = {name: tensor for name, tensor in state.items() if name.startswith("lora_unet_")}
+        ws.save_checkpoint(unet, tmp_path / "unet.safetensors")
+        out = tmp_path / ("out" if written == "peft" else "out.safetensors")
+        arguments = ["merge-adapters", tmp_path / "unet.safetensors", "-m", "linear", "--format", written, "-o", out]
+        done = CliRunner().invoke(cli.main, [str(argument) for argument in arguments])
+        assert done.stdout.splitlines()[0] == f"79 tensors, {said}"

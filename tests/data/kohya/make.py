@@ -1,7 +1,7 @@
 """Make the fixtures of this folder with kohya's sd-scripts: ``python make.py PATH``, that of a checkout.
 
-Commit 48d368f made the committed files, on a CPU, with diffusers 0.42 and transformers 5.24; the text encoder is wrapped,
-so that its modules have the names of transformers 4, which sd-scripts requires. OpenCV, which it imports, isn't needed.
+Commit 48d368f made the committed files, on a CPU, with diffusers 0.42 and transformers 5.24. The text encoder is
+wrapped, so that its modules have the names of transformers 4, which sd-scripts requires. OpenCV isn't needed.
 """
 
 import copy
