@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,8 +34,10 @@ _ORBAX = (
     "a checkpoint of Orbax (JAX)",
     'Its arrays are in a database that only Orbax reads. Convert them to a flax file: python -c "import sys, flax, '
     "orbax.checkpoint as o; open('flax_model.msgpack', 'wb').write(flax.serialization.to_bytes("
-    'o.StandardCheckpointer().restore(sys.argv[1])))" /ABSOLUTE/PATH',
+    'o.StandardCheckpointer().restore(sys.argv[1])))" {folder}',
 )
+#: Subfolder of the arrays where Orbax's CheckpointManager saves, and a file that is beside them.
+_ORBAX_ITEM, _ORBAX_ARRAYS = "default", "_METADATA"
 _NOT_READ = {
     **dict.fromkeys(("manifest.ocdbt", "_CHECKPOINT_METADATA", "default/manifest.ocdbt", "default/_METADATA"), _ORBAX),
     "zero/*/fp32.pt": ("a universal checkpoint of DeepSpeed", "Use the checkpoint that it was made from."),
@@ -85,6 +88,9 @@ def _check_known(path: Path) -> None:
     for pattern, (kind, advice) in _NOT_READ.items():
         file = next(path.glob(pattern), None)
         if file is not None and (file.name != "metadata.json" or _is_zarr(file)):
+            inner = path / _ORBAX_ITEM
+            folder = (inner if (inner / _ORBAX_ARRAYS).is_file() else path).absolute()
+            advice = advice.replace("{folder}", shlex.quote(str(folder)))
             raise CheckpointError(f"{path} is {kind} ({file.relative_to(path)}), which is not read. {advice}")
 
 

@@ -5,6 +5,7 @@ import io
 import json
 import os
 import pickle
+import shlex
 import shutil
 from pathlib import Path
 from typing import Any
@@ -173,8 +174,6 @@ def test_a_checkpoint_by_the_library_of_megatron_is_read() -> None:
 
 
 REFUSED = {
-    "orbax": (["_CHECKPOINT_METADATA", "manifest.ocdbt"], "Orbax"),
-    "orbax in a folder": (["default/_METADATA", "default/manifest.ocdbt"], "Orbax"),
     "zarr": (["metadata.json"], "zarr"),
     "universal": (["zero/w/fp32.pt"], "universal"),
 }
@@ -188,3 +187,12 @@ def test_other_formats_are_refused_with_advice(tmp_path: Path, case: str) -> Non
         (tmp_path / name).write_text(json.dumps({"sharded_backend": "zarr"}))
     with pytest.raises(CheckpointError, match=rf"{word}.*(Save|Convert|Use)"):
         ws.load_checkpoint(tmp_path)
+
+
+@pytest.mark.parametrize(("name", "arrays"), [("checkpointer", "checkpointer"), ("manager/100", "manager/100/default")])
+def test_checkpoints_of_orbax_are_refused_with_the_command_that_converts_them(name: str, arrays: str) -> None:
+    """The command was run on both: Orbax restores its manager's checkpoints only from the inner folder."""
+    folder = Path(__file__).parent / "orbax"
+    with pytest.raises(CheckpointError, match=r"Orbax.*not read.*Convert them") as error:
+        ws.load_checkpoint(folder / name)
+    assert str(error.value).endswith(f'restore(sys.argv[1])))" {shlex.quote(str(folder / arrays))}')
