@@ -38,18 +38,17 @@ _ORBAX = (
 )
 #: Subfolder of the arrays where Orbax's CheckpointManager saves, and a file that is beside them.
 _ORBAX_ITEM, _ORBAX_ARRAYS = "default", "_METADATA"
+_MEGATRON = (
+    "a checkpoint of Megatron-LM in the format torch",
+    "Convert it with Megatron-LM's --ckpt-convert-format torch_dist.",
+)
 _NOT_READ = {
     **dict.fromkeys(("manifest.ocdbt", "_CHECKPOINT_METADATA", "default/manifest.ocdbt", "default/_METADATA"), _ORBAX),
+    "*/_CHECKPOINT_METADATA": ("a folder of checkpoints of Orbax (JAX)", _ORBAX[1]),
     "zero/*/fp32.pt": ("a universal checkpoint of DeepSpeed", "Use the checkpoint that it was made from."),
     FSDP_RANK: ("an FSDP state dict that each rank saved by itself", FSDP_RANK_ADVICE),
-    "mp_rank_*/model_optim_rng.pt": (
-        "a checkpoint of Megatron-LM in the format torch",
-        "Convert it with Megatron-LM's --ckpt-convert-format torch_dist.",
-    ),
-    "metadata.json": (
-        "a checkpoint of Megatron-LM in the format zarr",
-        "Convert it with Megatron-LM's --ckpt-convert-format torch_dist.",
-    ),
+    **dict.fromkeys(("mp_rank_*/model_optim_rng.pt", "iter_*/mp_rank_*/model_optim_rng.pt"), _MEGATRON),
+    "metadata.json": (_MEGATRON[0].replace("format torch", "format zarr"), _MEGATRON[1]),
 }
 
 
@@ -86,10 +85,10 @@ def _check_known(path: Path) -> None:
         CheckpointError: it is.
     """
     for pattern, (kind, advice) in _NOT_READ.items():
-        file = next(path.glob(pattern), None)
+        file = max(path.glob(pattern), default=None)
         if file is not None and (file.name != "metadata.json" or _is_zarr(file)):
-            inner = path / _ORBAX_ITEM
-            folder = (inner if (inner / _ORBAX_ARRAYS).is_file() else path).absolute()
+            inner = file.parent / _ORBAX_ITEM
+            folder = (inner if (inner / _ORBAX_ARRAYS).is_file() else file.parent).absolute()
             advice = advice.replace("{folder}", shlex.quote(str(folder)))
             raise CheckpointError(f"{path} is {kind} ({file.relative_to(path)}), which is not read. {advice}")
 

@@ -282,3 +282,14 @@ def test_a_merge_of_gptq_and_a_plain_model(tmp_path: Path) -> None:
     expected = ws.merge([{"q.weight": matrix, "q.bias": torch.ones(OUTPUTS)}, tuned])
     assert torch.equal(merged["q.weight"], expected["q.weight"].half())
     assert "quantization_config" not in json.loads((tmp_path / "out" / "config.json").read_text())
+
+
+def test_awq_of_eight_bits_is_refused_by_its_configuration(tmp_path: Path) -> None:
+    """Words of four numbers have shapes that the reader of four bits doesn't expect."""
+    state = {
+        "q.qweight": torch.ones(16, 2).int(),
+        "q.qzeros": torch.ones(1, 2).int(),
+        "q.scales": torch.ones(1, 8).half(),
+    }
+    with pytest.raises(CheckpointError, match="is quantised: AWQ with 8 bits"):
+        load_dequantised(folder(tmp_path / "a", {"quant_method": "awq", "bits": 8, "group_size": 16}, state))

@@ -175,6 +175,8 @@ def test_a_checkpoint_by_the_library_of_megatron_is_read() -> None:
 
 REFUSED = {
     "zarr": (["metadata.json"], "zarr"),
+    "megatron": (["mp_rank_00/model_optim_rng.pt"], "Megatron-LM in the format torch "),
+    "a run of megatron": (["iter_0000010/mp_rank_00/model_optim_rng.pt"], "Megatron-LM in the format torch "),
     "universal": (["zero/w/fp32.pt"], "universal"),
 }
 
@@ -189,7 +191,10 @@ def test_other_formats_are_refused_with_advice(tmp_path: Path, case: str) -> Non
         ws.load_checkpoint(tmp_path)
 
 
-@pytest.mark.parametrize(("name", "arrays"), [("checkpointer", "checkpointer"), ("manager/100", "manager/100/default")])
+@pytest.mark.parametrize(
+    ("name", "arrays"),
+    [("checkpointer", "checkpointer"), ("manager/100", "manager/100/default"), ("manager", "manager/100/default")],
+)
 def test_checkpoints_of_orbax_are_refused_with_the_command_that_converts_them(name: str, arrays: str) -> None:
     """The command was run on both: Orbax restores its manager's checkpoints only from the inner folder."""
     folder = Path(__file__).parent / "orbax"

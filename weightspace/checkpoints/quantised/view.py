@@ -241,6 +241,9 @@ def check_dequantised(label: str, contents: CheckpointMetadata) -> None:
     plain = {name: info for name, info in contents.tensors.items() if name not in contents.quantised}
     check_not_quantised(label, _without_scales(contents, plain))
     quantised = find_quantised({name: (info.dtype, len(info.shape)) for name, info in plain.items()})
+    if quantised is not None:
+        settings = _settings(contents)
+        _check(contents, settings, [form for form in FORMATS if settings.method and settings.method in form.methods])
     if quantised is None and contents.path.is_dir() and not contents.quantised:
         quantised = find_quantised_folder(contents.path, read_config(contents.path))
     check_not_quantised(label, quantised)
