@@ -96,7 +96,8 @@ def command(
         echo_report(figures, output=figures.pop("out"), files=files_of(output))
         return
     low, high = min(report.ranks.values()), max(report.ranks.values())
-    ranks = f"rank {low}" if low == high else f"ranks {low} to {high}"
+    padded = "" if report.format == "peft" else f", all written as rank {max(high, 1)}, filled up with zeros"
+    ranks = f"rank {low}" if low == high else f"ranks {low} to {high}{padded}"
     worst = max(report.errors, key=report.errors.__getitem__, default=None)
     error = "" if worst is None else f", relative error up to {report.errors[worst]:.2g} ({worst})"
     echo(f"{len(report.ranks):,} tensors, {ranks}{error}")

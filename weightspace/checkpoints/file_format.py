@@ -53,6 +53,10 @@ _TORCH = (b"PK\x03\x04", b"PK\x05\x06", b"\x80\x02", b"\x80\x03", b"\x80\x04", b
 #: The files that list a folder's components: of diffusers, and of sentence-transformers.
 PIPELINE, MODULES = "model_index.json", "modules.json"
 
+#: The files that accelerate saves on each rank of FSDP, and what to do instead.
+FSDP_RANK = "pytorch_model_fsdp_*rank*.bin"
+FSDP_RANK_ADVICE = "Save it with state_dict_type SHARDED_STATE_DICT, by DCP (use_dcp=True), or FULL_STATE_DICT."
+
 
 def file_format(path: Path) -> Format:
     """Return the format of an existing checkpoint file.
@@ -69,6 +73,10 @@ def file_format(path: Path) -> Format:
         raise CheckpointError(f"{path} is not a checkpoint: expected a folder or a regular file.")
     if path.name == ".metadata" or path.suffix == ".distcp":
         raise CheckpointError(f"{path} is a part of a distributed checkpoint (DCP). Name its folder, {path.parent}.")
+    if path.match(FSDP_RANK):
+        raise CheckpointError(
+            f"{path} is the part of one rank of an FSDP state dict, which is not read. {FSDP_RANK_ADVICE}"
+        )
     with one_line_errors(path, "read"), open(path, "rb") as file:
         start = file.read(32)
         size = os.fstat(file.fileno()).st_size

@@ -51,6 +51,9 @@ _PACKED: Mapping[tuple[str, ...], str] = {
     ("B", "s"): "Marlin",
     ("B_24", "s"): "Marlin (2:4)",
     ("bitmask", "compressed"): "compressed-tensors (sparse)",
+    ("weight", "weights_scaling_factor"): "TensorRT-LLM",
+    ("weight", "per_channel_scale"): "TensorRT-LLM",
+    ("weight", "scales", "biases"): "MLX",
     ("_data", "_scale"): "quanto or torchao",
     ("_data", "_scale_inv"): "Transformer Engine FP8",
 }

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from weightspace.checkpoints.dcp import dcp_contents
 from weightspace.checkpoints.dcp_metadata import METADATA
+from weightspace.checkpoints.file_format import FSDP_RANK, FSDP_RANK_ADVICE
 from weightspace.checkpoints.hf_folder import ENTRANCES
 from weightspace.checkpoints.json_file import read_json_object
 from weightspace.checkpoints.metadata import CheckpointMetadata
@@ -32,20 +34,21 @@ _ORBAX = (
     "a checkpoint of Orbax (JAX)",
     'Its arrays are in a database that only Orbax reads. Convert them to a flax file: python -c "import sys, flax, '
     "orbax.checkpoint as o; open('flax_model.msgpack', 'wb').write(flax.serialization.to_bytes("
-    'o.StandardCheckpointer().restore(sys.argv[1])))" /ABSOLUTE/PATH',
+    'o.StandardCheckpointer().restore(sys.argv[1])))" {folder}',
+)
+#: Subfolder of the arrays where Orbax's CheckpointManager saves, and a file that is beside them.
+_ORBAX_ITEM, _ORBAX_ARRAYS = "default", "_METADATA"
+_MEGATRON = (
+    "a checkpoint of Megatron-LM in the format torch",
+    "Convert it with Megatron-LM's --ckpt-convert-format torch_dist.",
 )
 _NOT_READ = {
     **dict.fromkeys(("manifest.ocdbt", "_CHECKPOINT_METADATA", "default/manifest.ocdbt", "default/_METADATA"), _ORBAX),
+    "*/_CHECKPOINT_METADATA": ("a folder of checkpoints of Orbax (JAX)", _ORBAX[1]),
     "zero/*/fp32.pt": ("a universal checkpoint of DeepSpeed", "Use the checkpoint that it was made from."),
-    "pytorch_model_fsdp_rank*.bin": ("a local state dict of FSDP", "Save it with state_dict_type SHARDED_STATE_DICT."),
-    "mp_rank_*/model_optim_rng.pt": (
-        "a checkpoint of Megatron-LM in the format torch",
-        "Convert it with Megatron-LM's --ckpt-convert-format torch_dist.",
-    ),
-    "metadata.json": (
-        "a checkpoint of Megatron-LM in the format zarr",
-        "Convert it with Megatron-LM's --ckpt-convert-format torch_dist.",
-    ),
+    FSDP_RANK: ("an FSDP state dict that each rank saved by itself", FSDP_RANK_ADVICE),
+    **dict.fromkeys(("mp_rank_*/model_optim_rng.pt", "iter_*/mp_rank_*/model_optim_rng.pt"), _MEGATRON),
+    "metadata.json": (_MEGATRON[0].replace("format torch", "format zarr"), _MEGATRON[1]),
 }
 
 
@@ -82,8 +85,11 @@ def _check_known(path: Path) -> None:
         CheckpointError: it is.
     """
     for pattern, (kind, advice) in _NOT_READ.items():
-        file = next(path.glob(pattern), None)
+        file = max(path.glob(pattern), default=None)
         if file is not None and (file.name != "metadata.json" or _is_zarr(file)):
+            inner = file.parent / _ORBAX_ITEM
+            folder = (inner if (inner / _ORBAX_ARRAYS).is_file() else file.parent).absolute()
+            advice = advice.replace("{folder}", shlex.quote(str(folder)))
             raise CheckpointError(f"{path} is {kind} ({file.relative_to(path)}), which is not read. {advice}")
 
 

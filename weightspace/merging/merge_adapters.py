@@ -31,7 +31,8 @@ class AdapterMergeReport:
         out: the folder or file that was written.
         method: a name in ``ADAPTER_METHODS``.
         inner: the elementwise method; "" for ``linear``.
-        ranks: tensor of the model -> rank of its merged factors.
+        ranks: tensor of the model -> rank of its merged factors. Files of kohya and diffusers have the largest for all,
+            filled up with zeros.
         format: ``peft``, ``kohya`` or ``diffusers``.
         errors: tensor of the model -> relative error in the Frobenius norm, if it was reduced to a given rank.
     """

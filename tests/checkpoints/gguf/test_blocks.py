@@ -66,3 +66,15 @@ def test_a_file_is_read_whole_and_by_ranges(name: str, tmp_path: Path) -> None:
     assert reader is not None
     for start, stop in ((0, 0), (0, 3072), (1, 2), (255, 257), (500, 1600), (3071, 3072)):
         assert torch.equal(reader.read(start, stop), expected.flatten()[start:stop])
+
+
+@pytest.mark.filterwarnings("ignore::weightspace.errors.WeightspaceWarning")
+def test_what_ggml_quantises_has_the_values_that_ggml_reads() -> None:
+    """A file of ggml's own quantisers, made by tests/data/gguf/make_ggml.py."""
+    folder = Path(__file__).parents[2] / "data" / "gguf"
+    found, expected = ws.load_checkpoint(folder / "ggml.gguf"), ws.load_checkpoint(folder / "expected.safetensors")
+    original = expected.pop("original")
+    assert found.keys() == expected.keys() == {*QUANTISED, "F16", "BF16"}
+    for name, values in expected.items():
+        assert torch.equal(found[name].float(), values), name
+        assert (values - original).norm() < 0.4 * original.norm(), name

@@ -5,6 +5,8 @@ import io
 import json
 import os
 import pickle
+import shlex
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -102,18 +104,34 @@ def test_the_average_of_timm_is_said_and_can_be_chosen(tmp_path: Path) -> None:
     assert torch.equal(found["weight"], average.module.weight)
 
 
-def test_folders_of_accelerate_with_fsdp_are_read(tmp_path: Path) -> None:
-    """The layout of ``accelerate.utils.fsdp_utils.save_fsdp_model``, sharded and full."""
-    sharded, full = tmp_path / "checkpoint-10", tmp_path / "checkpoint-20"
-    save_dcp({"model": {"w": torch.ones(4)}}, checkpoint_id=sharded / "pytorch_model_fsdp_0", no_dist=True)
-    save_dcp({"optimizer": {"w": torch.ones(4)}}, checkpoint_id=sharded / "optimizer_0", no_dist=True)
-    (sharded / "config.json").write_text('{"model_type": "llama"}')
-    full.mkdir()
-    torch.save({"w": torch.full((4,), 3.0)}, full / "pytorch_model_fsdp.bin")
+ACCELERATE = Path(__file__).parent / "accelerate"
+
+
+@pytest.mark.parametrize("name", ["fsdp1-sharded", "fsdp1-full", "fsdp2-sharded", "fsdp2-full"])
+def test_a_folder_saved_by_accelerate_with_fsdp_is_the_full_state_dict(name: str) -> None:
+    state, full = ws.load_checkpoint(ACCELERATE / name), torch.load(ACCELERATE / f"{name}.pt")
+    assert state.keys() == full.keys()
+    assert all(torch.equal(state[key], full[key]) for key in full)
+
+
+@pytest.mark.parametrize("name", ["fsdp1-local", "fsdp2-ranks"])
+def test_what_each_rank_of_fsdp_saved_by_itself_is_refused_with_advice(name: str) -> None:
+    folder = ACCELERATE / name
+    for path in (folder, *folder.iterdir()):
+        with pytest.raises(CheckpointError, match=r"FSDP state dict.* not read\. Save it with .*SHARDED_STATE_DICT"):
+            ws.load_checkpoint(path)
+
+
+def test_a_run_of_accelerate_with_fsdp_is_averaged(tmp_path: Path) -> None:
+    for step, name in ((10, "fsdp2-sharded"), (20, "fsdp2-full")):
+        shutil.copytree(ACCELERATE / name, tmp_path / f"checkpoint-{step}")
+    (tmp_path / "checkpoint-10" / "config.json").write_text('{"model_type": "llama"}')
     found = find_checkpoints(tmp_path)
     assert [checkpoint.step for checkpoint in found] == [10, 20]
     average_run(found, tmp_path / "average")
-    assert ws.load_checkpoint(tmp_path / "average")["w"].tolist() == [2] * 4
+    expected = ws.merge([torch.load(ACCELERATE / f"{name}.pt") for name in ("fsdp2-sharded", "fsdp2-full")])
+    average = ws.load_checkpoint(tmp_path / "average")
+    assert all(torch.equal(average[key], tensor) for key, tensor in expected.items())
     names = sorted(path.name for path in (tmp_path / "average").iterdir())
     assert names == ["README.md", "config.json", "model.safetensors"]
 
@@ -156,9 +174,9 @@ def test_a_checkpoint_by_the_library_of_megatron_is_read() -> None:
 
 
 REFUSED = {
-    "orbax": (["_CHECKPOINT_METADATA", "manifest.ocdbt"], "Orbax"),
-    "orbax in a folder": (["default/_METADATA", "default/manifest.ocdbt"], "Orbax"),
     "zarr": (["metadata.json"], "zarr"),
+    "megatron": (["mp_rank_00/model_optim_rng.pt"], "Megatron-LM in the format torch "),
+    "a run of megatron": (["iter_0000010/mp_rank_00/model_optim_rng.pt"], "Megatron-LM in the format torch "),
     "universal": (["zero/w/fp32.pt"], "universal"),
 }
 
@@ -171,3 +189,15 @@ def test_other_formats_are_refused_with_advice(tmp_path: Path, case: str) -> Non
         (tmp_path / name).write_text(json.dumps({"sharded_backend": "zarr"}))
     with pytest.raises(CheckpointError, match=rf"{word}.*(Save|Convert|Use)"):
         ws.load_checkpoint(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "arrays"),
+    [("checkpointer", "checkpointer"), ("manager/100", "manager/100/default"), ("manager", "manager/100/default")],
+)
+def test_checkpoints_of_orbax_are_refused_with_the_command_that_converts_them(name: str, arrays: str) -> None:
+    """The command was run on both: Orbax restores its manager's checkpoints only from the inner folder."""
+    folder = Path(__file__).parent / "orbax"
+    with pytest.raises(CheckpointError, match=r"Orbax.*not read.*Convert them") as error:
+        ws.load_checkpoint(folder / name)
+    assert str(error.value).endswith(f'restore(sys.argv[1])))" {shlex.quote(str(folder / arrays))}')

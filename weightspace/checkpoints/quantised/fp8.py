@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
 from weightspace.checkpoints.metadata import QuantisedTensor, TensorInfo
+from weightspace.checkpoints.quantised.comfyui import MARK
 from weightspace.checkpoints.quantised.companions import (
     activation_scales,
     is_fp8,
@@ -56,10 +57,10 @@ def _in_module(parts: Mapping[str, str], tensors: Mapping[str, TensorInfo], sett
         for matrix, scales in _SCALES.items()
         if matrix in parts and is_fp8(tensors[parts[matrix]])
     }
-    known = {*pairs, *filter(None, pairs.values())}
+    known = {*pairs, *filter(None, pairs.values()), MARK}
     if not is_understood(parts, known):
         return
-    left_out = activation_scales(parts)
+    left_out = (*activation_scales(parts), *(name for last, name in parts.items() if last == MARK))
     for matrix, scale in pairs.items():
         if scale is None:
             continue

@@ -22,6 +22,7 @@ from weightspace.checkpoints.quantisation import (
     find_quantised,
     find_quantised_folder,
 )
+from weightspace.checkpoints.quantised.comfyui import check_marks
 from weightspace.checkpoints.quantised.companions import is_activation_scale
 from weightspace.checkpoints.quantised.format import Format, Found, Settings, Stored
 from weightspace.checkpoints.quantised.formats import FORMATS
@@ -54,6 +55,7 @@ def dequantised(contents: CheckpointMetadata) -> CheckpointMetadata:
     """
     settings = _settings(contents)
     stored = Stored(contents.tensors, settings, lambda name: _content(contents, name))
+    check_marks(contents, stored)
     found = {own.name: (form, own) for form in FORMATS for own in form.find(stored)}
     found = _without_nested(contents, found)
     if not found:
@@ -239,6 +241,9 @@ def check_dequantised(label: str, contents: CheckpointMetadata) -> None:
     plain = {name: info for name, info in contents.tensors.items() if name not in contents.quantised}
     check_not_quantised(label, _without_scales(contents, plain))
     quantised = find_quantised({name: (info.dtype, len(info.shape)) for name, info in plain.items()})
+    if quantised is not None:
+        settings = _settings(contents)
+        _check(contents, settings, [form for form in FORMATS if settings.method and settings.method in form.methods])
     if quantised is None and contents.path.is_dir() and not contents.quantised:
         quantised = find_quantised_folder(contents.path, read_config(contents.path))
     check_not_quantised(label, quantised)
