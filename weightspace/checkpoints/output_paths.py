@@ -267,6 +267,7 @@ _OBJECTS = (
     {"models", "model_loss", "x", "y"},
     {"task", "objective", "names", "rows"},
     {"ids", "names", "expected_cost"},
+    {"coverage", "calibration_rows", "sets"},
     {"first_steps", "last_step", "schedule"},
     {"engine", "trials", "front"},
     {"models", "reference", "threshold", "layers"},
@@ -278,6 +279,7 @@ _HEADS = (
     b"a,b,barrier,",
     b"model,x,y,loss,",
     b"row,id,label,expected_cost",
+    b"row,label\n",
     b"kind,name,elements,",
 )
 
