@@ -74,7 +74,7 @@ def _check_made_here(path: Path) -> None:
         target = final_target(path)
         if not target.exists() or (target.is_dir() and not any(target.iterdir())):
             return
-    from weightspace.checkpoints.load_save import load_metadata  # imports this file, and torch
+    from weightspace.checkpoints.stored_metadata import load_metadata  # imports torch
 
     try:
         metadata = load_metadata(path)
