@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING, Any
 import click
 from weightspace.cli import commands, loss_paths, networks, options
 from weightspace.cli.commands import Choice
-from weightspace.cli.printing import echo
+from weightspace.cli.printing import echo, warn
 from weightspace.cli.reports import echo_files, echo_report
 
 from weightspace import WeightspaceError
 
 if TYPE_CHECKING:
+    from weightspace.checkpoints import StateDict
     from weightspace.tasks import Task
 
 
@@ -161,9 +162,22 @@ def _models(paths: tuple[str, ...], found: Task, matching: str | None, seed: int
     from weightspace import load_checkpoint
 
     states = [load_checkpoint(path) for path in paths]
+    for path, state in zip(paths, states, strict=True):
+        _warn_of_non_finite(path, state)
     stems = tuple(Path(path).stem for path in paths)
     labelled = {"naive" if matching else "linear": states}
     if matching:
         spec = networks.spec_of(None, None, (), found, method=matching)
         labelled[matching] = networks.matched(matching, spec, states, seed, found)
     return loss_paths.Models(found, stems if len(set(stems)) == len(stems) else paths, labelled)
+
+
+def _warn_of_non_finite(path: str, state: StateDict) -> None:
+    """Warn of a network that diverged: its losses are NaN, and then the barrier is, but accuracies are numbers."""
+    from weightspace.checkpoints.state_dict import check_finite
+    from weightspace.errors import CheckpointError
+
+    try:
+        check_finite(state, path)
+    except CheckpointError as error:
+        warn(f"{error} Its scores, and the barrier, mean nothing.")

@@ -126,6 +126,9 @@ def _print_differences(comparison: Comparison) -> None:
     for kind, names in kinds.items():
         if names:
             echo(f"{kind}: {len(names):,} ({', '.join(names[:5])}{', …' if len(names) > 5 else ''})")
+    if not comparison.tensors:
+        echo("no distance: the two have no float tensor of the same name and shape")
+        return
     echo(
         f"relative distance {_number(comparison.relative)} "
         f"(‖a − b‖ = {_number(comparison.distance)}, ‖a‖ = {_number(comparison.norm)}, "

@@ -6,6 +6,7 @@ import click
 from weightspace.cli.labels_build import build
 from weightspace.cli.labels_locus import cover, locus, next_
 from weightspace.cli.labels_predict import evaluate, predict
+from weightspace.cli.labels_sets import sets
 
 
 @click.group("labels")
@@ -20,10 +21,11 @@ def command() -> None:
       weightspace labels build --parents tree.csv -o tree.safetensors
       weightspace labels predict tree.safetensors logits.npy --logits --observed classes.txt
       weightspace labels evaluate tree.safetensors logits.npy --logits --observed classes.txt --truth truth.txt
+      weightspace labels sets tree.safetensors test.npy --observed classes.txt --calibration val.npy --truth val.txt
       weightspace labels locus tree.safetensors --observed cat,dog -o locus.png
       weightspace labels next tree.safetensors --observed cat,dog -n 3
     """
 
 
-for _command in (build, predict, evaluate, locus, cover, next_):
+for _command in (build, predict, evaluate, sets, locus, cover, next_):
     command.add_command(_command)

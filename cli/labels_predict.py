@@ -69,7 +69,7 @@ def predict(metric: str, scores: str, output: str | None, as_json: bool, **given
     from weightspace.labels.results import Predictions
 
     options.check_apart(output, metric, scores, given["observed"], given["outputs"])
-    space, observed, outputs, p = _read(metric, scores, given)
+    space, observed, outputs, p = read_probabilities(metric, scores, given)
     found = Predictions.of(space, p, observed=observed, outputs=outputs, exponent=given["exponent"])
     if output is not None:
         found.save(output)
@@ -142,7 +142,7 @@ def evaluate(
     if validation is not None and validation_truth is not None:
         fit = _fitted(metric, validation, validation_truth, given)
         given["temperature"] = fit.temperature
-    space, observed, outputs, p = _read(metric, scores, given)
+    space, observed, outputs, p = read_probabilities(metric, scores, given)
     names = read_labels(truth, space.labels)
     chosen = {"metric": space, "observed": observed, "outputs": outputs, "exponent": given["exponent"]}
     report = decision_report(p, names, **chosen)
@@ -197,7 +197,7 @@ def _classes(metric: str, given: dict[str, Any]) -> tuple[LabelMetric, list[Any]
     return space, read_labels(given["observed"], space.labels), named
 
 
-def _read(metric: str, scores: str, given: dict[str, Any]) -> tuple[LabelMetric, list[Any], Any, Any]:
+def read_probabilities(metric: str, scores: str, given: dict[str, Any]) -> tuple[LabelMetric, list[Any], Any, Any]:
     """Return the metric, the observed classes, the outputs and the probabilities, on the chosen device."""
     from weightspace.devices import check_device
     from weightspace.labels.headers import check_columns

@@ -133,9 +133,9 @@ _SIGINT = 130
 def command(sources: tuple[str, ...], output: str | None, reproduce: str | None, as_json: bool, **said: Any) -> None:
     """Merge checkpoints of one architecture, from a recipe (mergekit's YAML) or from CHECKPOINTs and a method.
 
-    Merging is out of core and atomic: rerun an interrupted merge to resume it. Inputs are never overwritten, and files
-    that aren't checkpoints only with --force; an input that changes during the merge is an error. --reproduce OUT
-    reruns the merge recorded in OUT's metadata; custom code named there runs only with --allow-code.
+    Merging is out of core and atomic: rerun an interrupted merge to resume it. Inputs are never overwritten, and other
+    files and models that weightspace did not make only with --force; an input that changes meanwhile is an error.
+    --reproduce OUT reruns the merge recorded in OUT's metadata; custom code named there runs only with --allow-code.
 
     MODEL+ADAPTER applies a LoRA adapter to a model. A CHECKPOINT may be a URL (hf://org/model, s3://bucket/model); it
     is downloaded to $WEIGHTSPACE_CACHE and kept there. Independently trained networks need --align, and --network,

@@ -107,7 +107,7 @@ def force(command: Command) -> Command:
         is_eager=True,
         expose_value=False,
         callback=remember,
-        help="Overwrite an existing file of another kind.",
+        help="Overwrite an existing file of another kind, or a model that weightspace did not make.",
     )(command)
 
 

@@ -156,7 +156,7 @@ def _searched(recipe: str, score: CommandScore | LmEvalScore | list[Task], said:
 
     names = ("engine", "trials", "seconds", "halving", "seed", "references", "statistics", "cache")
     place = Place(said["executor"], said["workers"], said["gpus"], said["ray_address"])
-    with live_table(("trial", "score")) as show:
+    with live_table(("trial", "score", *(["data"] if said["halving"] else []))) as show:
         return search(
             recipe,
             score,
@@ -164,16 +164,17 @@ def _searched(recipe: str, score: CommandScore | LmEvalScore | list[Task], said:
             mode=said["mode"],
             options=SearchOptions(**{name: said[name] for name in names}, place=place, memory=said["memory"] * 2**20),
             reading=ReadingOptions(said["key"]),
-            on_progress=_shown(show),
+            on_progress=_shown(show, halving=said["halving"]),
         )
 
 
-def _shown(show: Callable[[Sequence[str]], None]) -> Callable[[Progress], None]:
-    """Return a function that shows a trial."""
+def _shown(show: Callable[[Sequence[str]], None], *, halving: bool) -> Callable[[Progress], None]:
+    """Return a function that shows a trial, with the part of the validation data that halving scores it on."""
 
     def on_progress(trial: Progress) -> None:
         score = "impossible" if trial.value is None else f"{trial.value:.4f}"
-        show((f"{trial.index}/{trial.total}", score))
+        part = (f"on {trial.details['share']:.0%} of the data",) if halving else ()
+        show((f"{trial.index}/{trial.total}", score, *part))
 
     return on_progress
 

@@ -149,11 +149,14 @@ def _entries(value: Any) -> str:
         verb = "entry" if len(holding) == 1 else "entries"
         return f"Tensors are in its {verb} {', '.join(holding[:4])}: give the one of the network."
     other = next((name for name, entry in value.items() if not _is_tensor(entry)), None)
-    return "" if other is None else f"Its entry {other!r} is {_kind_of(value[other])}."
+    if other is None:
+        return ""
+    cure = " Convert it: torch.from_numpy(array)." if type(value[other]).__name__ == "ndarray" else ""
+    return f"Its entry {other!r} is {_kind_of(value[other])}.{cure}"
 
 
 def _is_tensor(value: Any) -> bool:
-    return hasattr(value, "shape") and hasattr(value, "dtype")
+    return all(hasattr(value, name) for name in ("shape", "dtype", "is_floating_point"))  # numpy's arrays lack the last
 
 
 def _holds_tensors(value: Any) -> bool:

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 import weightspace as ws
+from weightspace.checkpoints import provenance
 from weightspace.checkpoints.output_paths import (
     KINDS,
     check_apart,
@@ -111,20 +112,39 @@ def test_a_stranger_is_replaced_only_by_force(ending: str, content: bytes, tmp_p
     assert path.read_bytes() == content
 
 
-@pytest.mark.parametrize("name", ["m.safetensors", "m.pt", "m.bin"])
-def test_an_earlier_checkpoint_is_replaced(name: str, tmp_path: Path) -> None:
-    ws.save_checkpoint({"w": torch.ones(3)}, tmp_path / name)
+@pytest.mark.parametrize("name", ["m.safetensors", "m.pt", "m.bin", "m"])
+def test_an_earlier_result_is_replaced_and_a_trained_model_only_by_force(name: str, tmp_path: Path) -> None:
+    ws.save_checkpoint({"w": torch.ones(3)}, tmp_path / name, metadata=provenance([], "linear", {}))
     check_checkpoint_output(tmp_path / name)
-    os.truncate(tmp_path / name, (tmp_path / name).stat().st_size - 4)  # a download that broke off
-    if name == "m.safetensors":
+    ws.save_checkpoint({"w": torch.ones(3)}, tmp_path / name)
+    with pytest.raises(CheckpointError, match=r"no record of having made it: .* trained model, .* \(--force\)"):
+        check_checkpoint_output(tmp_path / name)
+    check_checkpoint_output(tmp_path / name, force=True)
+
+
+def test_a_damaged_checkpoint_is_replaced_only_by_force(tmp_path: Path) -> None:
+    path = tmp_path / "m.safetensors"
+    ws.save_checkpoint({"w": torch.ones(3)}, path, metadata=provenance([], "linear", {}))
+    os.truncate(path, path.stat().st_size - 4)  # a download that broke off
+    with pytest.raises(CheckpointError, match="no record of having made it"):
+        check_checkpoint_output(path)
+    check_checkpoint_output(path, force=True)
+
+
+def test_empty_files_and_folders_are_replaced(tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "m.safetensors").touch()
+    for name in ("folder", "m.safetensors"):
         check_checkpoint_output(tmp_path / name)
 
 
-def test_files_that_other_programs_wrote_are_known(tmp_path: Path) -> None:
+def test_models_that_other_programs_wrote_are_replaced_only_by_force(tmp_path: Path) -> None:
     torch.save({"w": torch.ones(2)}, tmp_path / "old.pt", _use_new_zipfile_serialization=False)
     torch.save({"w": torch.ones(2)}, tmp_path / "new.bin")
     for path in tmp_path.iterdir():
-        check_file_output(path)
+        with pytest.raises(CheckpointError, match="no record of having made it"):
+            check_file_output(path)
+        check_file_output(path, force=True)
 
 
 def test_every_result_that_we_write_is_known_again(tmp_path: Path) -> None:

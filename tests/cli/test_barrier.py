@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from click.testing import CliRunner, Result
 
 import weightspace as ws
@@ -132,3 +133,14 @@ def test_nan_and_infinity_are_null_in_json() -> None:
     ws.save_checkpoint(state, "n.pt")
     found = run("a.pt", "n.pt", *TASK, "--points", "3", "--json")
     assert json.loads(found.stdout, parse_constant=pytest.fail)["curves"]["linear"]["barrier"] is None
+
+
+@pytest.mark.usefixtures("models")
+def test_a_network_that_diverged_is_named_in_a_warning() -> None:
+    state = dict(ws.load_checkpoint("b.pt"))
+    state["head.bias"] = torch.full_like(state["head.bias"], float("nan"))
+    ws.save_checkpoint(state, "n.pt")
+    found = run("a.pt", "n.pt", *TASK, "--points", "3")
+    assert found.exit_code == 0
+    assert "Warning: n.pt: 1 tensor ('head.bias' 10 of 10) with NaN" in found.stderr
+    assert "Warning" not in run("a.pt", "b.pt", *TASK, "--points", "3").stderr

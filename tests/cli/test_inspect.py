@@ -91,3 +91,12 @@ def test_a_mistake_is_left_to_the_group(tmp_path: Path) -> None:
 
 def test_help_shows_an_example() -> None:
     assert "weightspace inspect a.safetensors" in inspect("--help").output
+
+
+def test_checkpoints_without_a_common_float_tensor_have_no_distance(tmp_path: Path) -> None:
+    save_checkpoint({"w": torch.ones(2), "steps": torch.tensor(1)}, tmp_path / "a.pt")
+    save_checkpoint({"w": torch.ones(3), "steps": torch.tensor(1)}, tmp_path / "b.pt")
+    output = inspect(tmp_path / "a.pt", tmp_path / "b.pt").output
+    assert "no distance: the two have no float tensor of the same name and shape" in output
+    assert "relative distance 0" not in output
+    assert json.loads(inspect(tmp_path / "a.pt", tmp_path / "b.pt", "--json").output)["comparison"]["relative"] is None

@@ -200,3 +200,49 @@ def test_a_metric_in_the_place_of_the_scores_is_told(folder: Path, command: str,
 
 def test_a_built_tree_is_called_a_tree(folder: Path) -> None:
     assert run("build", "--edges", "edges.csv", "-o", "t.safetensors").stdout.splitlines()[0] == "tree, 6 labels"
+
+
+@pytest.fixture
+def calibration(folder: Path) -> np.ndarray:
+    """Return probabilities of 20 calibration rows, written with their true classes."""
+    rows = np.random.default_rng(0).dirichlet([2.0, 1.0, 1.0], 20)
+    np.save("val.npy", rows)
+    ranks = rows.argsort(1)[:, ::-1]
+    Path("val.txt").write_text("".join(f"{CLASSES[ranks[row, row % 2]]}\n" for row in range(20)))
+    return rows
+
+
+@pytest.mark.parametrize("nodes", [False, True])
+def test_prediction_sets_are_those_of_the_library(nodes: bool, folder: Path, calibration: np.ndarray) -> None:
+    metric, truth = ws.LabelMetric.load("tree.safetensors"), Path("val.txt").read_text().split()
+    if nodes:
+        calibrated = ws.labels.conformal_nodes(
+            calibration, truth, metric=metric, observed=CLASSES, root="entity", coverage=0.7
+        )
+        expected = [[node] for node in calibrated.predict(P)]
+    else:
+        expected = ws.labels.conformal_labels(calibration, truth, observed=CLASSES, coverage=0.7).predict(P)
+    words = ("sets", "tree.safetensors", "p.npy", "--observed", "classes.txt", "--calibration", "val.npy", "--truth",
+             "val.txt", "--coverage", "0.7", *(["--nodes", "--root", "entity"] if nodes else []))  # fmt: skip
+    result = run(*words, "--json", "-o", "sets.json")
+    assert result.exit_code == 0, result.output
+    assert json.loads(result.stdout)["sets"] == json.loads(Path("sets.json").read_text())["sets"] == expected
+    for _ in range(2):  # an earlier result is replaced
+        assert run(*words, "-o", "sets.csv").exit_code == 0
+        assert run(*words, "-o", "sets.json").exit_code == 0
+    lines = [line.split(",") for line in Path("sets.csv").read_text().splitlines()]
+    assert lines == [["row", "label"], *([str(row), label] for row, labels in enumerate(expected) for label in labels)]
+    table = run(*words).stdout.splitlines()
+    assert [line.split(maxsplit=1)[1] for line in table[1:]] == [", ".join(labels) for labels in expected]
+
+
+def test_prediction_sets_of_labels_that_were_not_observed_name_the_option(folder: Path) -> None:
+    words = ("sets", "tree.safetensors", "p.npy", "--observed", "classes.txt", "--calibration", "p.npy", "--truth")
+    result = run(*words, "truth.txt")
+    assert result.exit_code == 2
+    assert "'animal' was not observed" in result.stderr
+    assert "--nodes" in result.stderr
+    assert run(*words, "truth.txt", "--nodes", "--root", "entity", "--coverage", "0.5").exit_code == 0
+    assert "--root has no effect" in run(*words, "truth.txt", "--root", "entity").stderr
+    bad = run(*words, "truth.txt", "-o", "sets.npy")
+    assert (bad.exit_code, Path("sets.npy").exists()) == (2, False)

@@ -137,6 +137,22 @@ def test_the_files_that_a_command_names_itself_are_looked_at_too(folder: Path) -
     assert Path("ab-vectors.png").read_bytes() == Path("out/2-b.safetensors").read_bytes() == NOTES
 
 
+@pytest.mark.parametrize("kind", ["{}", "{}.safetensors", "{}.pt"])
+def test_a_model_that_somebody_trained_is_replaced_only_by_force(kind: str, folder: Path) -> None:
+    trained = kind.format("trained")
+    ws.save_checkpoint(ws.load_checkpoint("a"), trained)
+    before = {
+        path: path.read_bytes() for path in (*folder.glob("trained*"), *folder.glob("trained/*")) if path.is_file()
+    }
+    for command in (f"merge a b -o {trained}", f"soup a b --recipe uniform -o {trained}"):
+        result = run(command)
+        assert result.exit_code == 2
+        assert result.output.startswith(f"Error: {trained} already exists, and weightspace has no record")
+    assert before == {path: path.read_bytes() for path in before}
+    assert run(f"merge a b -o {trained} --force").exit_code == 0
+    assert run(f"merge a b -m slerp --base a --t 0.5 -o {trained}").exit_code == 0
+
+
 #: Outputs over an input; all inputs are read by their folders.
 OVER_INPUTS = (
     "merge a b -o a/model.safetensors",
@@ -168,7 +184,8 @@ def test_an_output_over_an_input_is_refused_by_force_too(command: str, force: st
     before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
     result = run(command + force)
     assert result.exit_code == 2, result.output
-    assert "made from" in result.output or "exists and holds" in result.output
+    refused = ("made from", "exists and holds", *([] if force else ["no record of having made it"]))
+    assert any(words in result.output for words in refused), result.output
     assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
 
 

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 import weightspace as ws
-from weightspace.checkpoints import StateDict
+from weightspace.checkpoints import StateDict, provenance
 from weightspace.checkpoints.load_save import load_metadata
 from weightspace.errors import CheckpointError, WeightspaceError
 from weightspace.merging import ExecutionOptions, merge_files, reproduce
@@ -94,6 +94,21 @@ def test_documents_merge_to_what_their_stages_by_hand_merge_to(folder: Path) -> 
     assert equal(ws.load_checkpoint("out"), by_hand("bfloat16"))
     config = json.loads(Path("out/config.json").read_text())
     assert (config["torch_dtype"], config["num_hidden_layers"]) == ("bfloat16", 3)
+
+
+def test_a_document_with_the_name_of_a_folder_is_reported(folder: Path) -> None:
+    def noted(name: str, out: str, **options: Any) -> list[str]:
+        text = FIRST.replace("first", name) + "---\nmerge_method: linear\nparameters: {weight: 1}\n"
+        warnings = merge(text + f"models: [{{model: {name}}}, {{model: ./c}}]\n", out, **options).warnings
+        return [line for line in warnings if "not the folder" in line]
+
+    assert noted("c", "out") == [
+        "The model 'c' is the result of the document of that name, not the folder c. Write ./c for the folder, or give "
+        "the document another name."
+    ]
+    assert not noted("first", "other")
+    for _ in range(2):  # the folder is the result
+        assert not noted("first", "kept", intermediate_dir=".")
 
 
 def test_intermediate_results_are_not_rounded_to_the_dtype_of_the_models(folder: Path) -> None:
@@ -280,7 +295,11 @@ def test_intermediate_results_of_other_settings_are_recomputed(
             "a",
         )
     else:
-        ws.save_checkpoint({key: tensor * 2 for key, tensor in ws.load_checkpoint("kept/first").items()}, "kept/first")
+        changed = {key: tensor * 2 for key, tensor in ws.load_checkpoint("kept/first").items()}
+        ws.save_checkpoint(changed, "kept/first")
+        with pytest.raises(CheckpointError, match="kept/first already exists, and weightspace has no record"):
+            merge(text, intermediate_dir="kept")
+        ws.save_checkpoint(changed, "kept/first", metadata=provenance([], "linear", {}))
     merge(text, intermediate_dir="kept")
     merge(text, "fresh")
     assert equal(ws.load_checkpoint("out"), ws.load_checkpoint("fresh"))

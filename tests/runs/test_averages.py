@@ -137,7 +137,11 @@ def test_the_picture_says_what_is_drawn(run: Path) -> None:
         ("run --window 3 -o x.pt", "--window must be two steps such as 1000:2000"),
         ("run --window 9:3 -o x.pt", "the first step is after the last one"),
         ("run --last 9 -o x.pt", "Found 4 checkpoints that fit, expected at least 9"),
-        ("run --last 2 -o run/step_10.safetensors", "would replace run/step_10.safetensors, which it is made from"),
+        ("run --last 2 -o run/step_10.safetensors", "no record of having made it"),
+        (
+            "run --last 2 -o run/step_10.safetensors --force",
+            "would replace run/step_10.safetensors, which it is made from",
+        ),
         ("run -o run", "run exists and is not a checkpoint"),
         ("run --schedule wsm:cos -o x.pt", "Did you mean 'wsm:cosine'?"),
     ],

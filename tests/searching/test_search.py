@@ -16,6 +16,7 @@ from weightspace.plots import draw_search
 from weightspace.progress import Progress
 from weightspace.searching import SearchOptions, SearchReport
 from weightspace.searching.noise import gain_over
+from weightspace.searching.report import SearchTrial
 from weightspace.soups.evaluation import Place
 from weightspace.soups.measures import TaskMeasure
 from weightspace.tasks import ClassificationTask
@@ -176,6 +177,18 @@ def test_simple_merges_are_compared_on_test_data(compared: SearchReport, tmp_pat
     with pytest.raises(WeightspaceError, match=r"found 'search\.csv'"):
         compared.save(tmp_path / "search.csv")
     draw_search(compared, tmp_path / "search.png")
+
+
+def test_scores_on_a_part_of_the_data_are_drawn_where_they_are(tmp_path: Path) -> None:
+    trials = [
+        SearchTrial(index, {}, {"toy": score}, share)
+        for index, (score, share) in enumerate([(0.95, 1.0), (0.96, 1.0), (1.0, 0.1), (0.5, 0.1)])
+    ]
+    report = SearchReport("random", 0, {"toy": "accuracy"}, {"toy": "max"}, tuple(trials), 1, (1,), (), "")
+    figure: Any = draw_search(report, tmp_path / "s.png")
+    trials_of = [line for line in figure.axes[0].lines if line.get_label().startswith("trials")]
+    drawn = [score for line in trials_of for score in line.get_ydata()]
+    assert {0.95, 0.96, 1.0} <= set(drawn)
 
 
 class Toy:

@@ -7,14 +7,18 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner, Result
+from weightspace.cli.search import _shown  # pyright: ignore[reportPrivateUsage]
 
 import weightspace as ws
 from weightspace import cli
+from weightspace.errors import WeightspaceError
+from weightspace.progress import Progress
 from weightspace.searching import CommandScore
 
 RECIPE = """
@@ -135,9 +139,10 @@ def test_mistakes_are_one_line_and_write_nothing(words: list[str], message: str,
 
 def test_the_output_is_none_of_the_inputs(folder: Path) -> None:
     for path in ("a.safetensors", "base.safetensors"):
-        done = search("recipe.yml", "--task", "digits-mlp", "-o", path)
-        assert done.exit_code != 0
-        assert "would replace" in done.stderr
+        for force, message in (((), "no record of having made it"), (("--force",), "would replace")):
+            done = search("recipe.yml", "--task", "digits-mlp", "-o", path, *force)
+            assert done.exit_code != 0
+            assert message in done.stderr
 
 
 @pytest.mark.parametrize(
@@ -147,6 +152,9 @@ def test_the_output_is_none_of_the_inputs(folder: Path) -> None:
         ("epoch 3, loss nan", math.nan),
         ("step 7: -inf", -math.inf),
         ("inf 2 finance", 2.0),
+        ("accuracy=0.85 of /tmp/weightspace-jx7zb/merged2.safetensors", 0.85),
+        ("0.85 for step-1000, in 12s, with v2.1", 0.85),
+        ("ppl: 7.25.", 7.25),
     ],
 )
 def test_the_last_number_is_the_score(printed: str, score: float, tmp_path: Path) -> None:
@@ -154,8 +162,21 @@ def test_the_last_number_is_the_score(printed: str, score: float, tmp_path: Path
     assert found == pytest.approx(score, nan_ok=True)
 
 
+def test_digits_in_the_name_of_the_model_are_no_score(tmp_path: Path) -> None:
+    score = CommandScore(f"{sys.executable} -c \"import sys; print('done', sys.argv[1])\" {{model}}")
+    with pytest.raises(WeightspaceError, match="expected a number at the end"):
+        score(tmp_path / "candidate-7x" / "merged2")
+
+
 def test_files_in_options_of_the_command_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     for name in ("score.py", "data.txt"):
         Path(name).write_text(name)
     assert CommandScore("python score.py {model} --data=data.txt").files().keys() == {"score.py", "data.txt"}
+
+
+def test_halving_shows_on_how_much_of_the_data_a_candidate_was_scored() -> None:
+    rows: list[Sequence[str]] = []
+    _shown(rows.append, halving=True)(Progress("trial", 1, 13, 0.95, details={"share": 1 / 9}))
+    _shown(rows.append, halving=False)(Progress("trial", 2, 13, 0.95, details={"share": 1.0}))
+    assert [tuple(row) for row in rows] == [("1/13", "0.9500", "on 11% of the data"), ("2/13", "0.9500")]

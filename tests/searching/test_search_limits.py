@@ -98,6 +98,8 @@ def test_the_progress_of_halving_ends_at_its_total(digits: ClassificationTask, t
     ws.search(digits_recipe(trained), digits, options=options, on_progress=events.append)
     assert [event.index for event in events] == list(range(1, 27))  # 18 + 6 + 2
     assert {event.total for event in events} == {26}
+    shares = [event.details["share"] for event in events]
+    assert shares == pytest.approx([1 / 9] * 18 + [1 / 3] * 6 + [1] * 2)
 
 
 def test_a_reference_that_beats_the_whole_front_is_named(tiny: Path) -> None:

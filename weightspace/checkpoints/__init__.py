@@ -31,7 +31,7 @@ _HOMES = {
     "compare": "comparison.compare",
     "load_checkpoint": "load_save",
     "load_dequantised": "quantised.view",
-    "load_metadata": "load_save",
+    "load_metadata": "stored_metadata",
     "provenance": "provenance",
     "save_checkpoint": "load_save",
     "summarise": "summary",

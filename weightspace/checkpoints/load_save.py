@@ -17,20 +17,19 @@ from typing import TypeAlias
 from weightspace.arguments import checked
 from weightspace.checkpoints.atomic_write import one_line_errors, replacing_file, replacing_folder, synced_file
 from weightspace.checkpoints.companion_files import check_replaceable, copy_companions, find_companions
-from weightspace.checkpoints.components import Component, find_components, folder_metadata, owner_of
+from weightspace.checkpoints.components import Component, find_components, owner_of
 from weightspace.checkpoints.dcp_output import write_dcp
-from weightspace.checkpoints.dcp_record import check_dcp_replaceable, read_dcp_record
+from weightspace.checkpoints.dcp_record import check_dcp_replaceable
 from weightspace.checkpoints.fetching import fetched_path, local_path
-from weightspace.checkpoints.file_format import DCP_SUFFIX, SAFETENSORS_SUFFIX, TORCH_SUFFIXES, file_format
-from weightspace.checkpoints.gguf.metadata import read_gguf_metadata
+from weightspace.checkpoints.file_format import DCP_SUFFIX, SAFETENSORS_SUFFIX, TORCH_SUFFIXES
 from weightspace.checkpoints.hf_folder import WEIGHTS
 from weightspace.checkpoints.output_paths import check_name, check_named
 from weightspace.checkpoints.reader import read_state
-from weightspace.checkpoints.safetensors_file import read_safetensors_metadata, write_safetensors
+from weightspace.checkpoints.safetensors_file import write_safetensors
 from weightspace.checkpoints.safetensors_header import TIED
 from weightspace.checkpoints.state_dict import StateDict, check_finite, check_storable, without_prefix
-from weightspace.checkpoints.torch_file import read_torch_metadata, write_torch
-from weightspace.checkpoints.training_folders import find_training
+from weightspace.checkpoints.stored_metadata import load_metadata as load_metadata
+from weightspace.checkpoints.torch_file import write_torch
 from weightspace.errors import CheckpointError, WeightspaceWarning
 
 _log = logging.getLogger(__name__)
@@ -164,28 +163,6 @@ def _divided(state: StateDict, components: Sequence[Component], path: Path) -> d
             )
         parts[f"{owner.path}{owner.weights.stem}.safetensors"][name.removeprefix(owner.prefix)] = tensor
     return parts
-
-
-def load_metadata(path: StrPath) -> dict[str, str]:
-    """Return the metadata of a checkpoint, without reading its tensors.
-
-    Safetensors files always have the key ``format`` (``pt``). The lists in a GGUF file are omitted, and
-    flax files have no metadata.
-
-    Raises:
-        CheckpointError: the checkpoint is missing or damaged.
-    """
-    path = local_path(path)
-    with one_line_errors(path, "read"):
-        if path.is_dir():
-            if find_training(path) is not None:
-                return read_dcp_record(path)
-            if (metadata := folder_metadata(path)) is not None:
-                return metadata
-            path = find_components(path)[0].weights.entrance
-        readers = {"torch": read_torch_metadata, "gguf": read_gguf_metadata, "safetensors": read_safetensors_metadata}
-        form = file_format(path)
-        return {} if form == "flax" else readers[form](path)
 
 
 def _checked_metadata(metadata: Mapping[str, str], path: Path) -> dict[str, str]:

@@ -41,11 +41,12 @@ def check_checkpoint_output(
     Args:
         path: the output.
         again: files beside the weights that a folder will hold; see ``check_replaceable``.
-        force: replace a file that isn't a checkpoint.
+        force: replace a file that isn't a checkpoint, and a checkpoint that this library did not make.
         gguf: whether it may be a GGUF file, which only merges write.
 
     Raises:
-        CheckpointError: the name ends like another kind of file, or the path exists and isn't a checkpoint.
+        CheckpointError: the name ends like another kind of file, or the path exists and isn't a checkpoint, or is one
+            that this library did not make, such as a trained model.
     """
     suffix = path.suffix.lower()
     if gguf and suffix == GGUF_SUFFIX:
@@ -59,6 +60,31 @@ def check_checkpoint_output(
         check_file_output(path, force=force)
     else:
         check_replaceable(path, again)
+        if not force:
+            _check_made_here(path)
+
+
+def _check_made_here(path: Path) -> None:
+    """Check that an existing file or folder of tensors records that this library made it.
+
+    Raises:
+        CheckpointError: it doesn't, as a trained model, or it cannot be read.
+    """
+    with one_line_errors(path, "written"):
+        target = final_target(path)
+        if not target.exists() or (target.is_dir() and not any(target.iterdir())):
+            return
+    from weightspace.checkpoints.stored_metadata import load_metadata  # imports torch
+
+    try:
+        metadata = load_metadata(path)
+    except CheckpointError:
+        metadata = {}
+    if not any(key.startswith("weightspace") or value.startswith("weightspace ") for key, value in metadata.items()):
+        raise CheckpointError(
+            f"{path} already exists, and weightspace has no record of having made it: it may be a trained model, which "
+            "would be lost. Choose another name, or pass force (--force) to replace it."
+        )
 
 
 def check_named(out: str | os.PathLike[str]) -> None:
@@ -108,8 +134,10 @@ def check_file_output(path: Path, *, kind: str | None = None, force: bool = Fals
         force: replace any existing file.
 
     Raises:
-        CheckpointError: the path is a folder, a pipe or a device, or a file of another kind.
+        CheckpointError: the path is a folder, a pipe or a device, a file of another kind, or one of tensors that this
+            library did not make.
     """
+    kind = kind or path.suffix.lower()
     with one_line_errors(path, "written"):
         target = final_target(path)
         if not os.path.lexists(target):
@@ -117,7 +145,11 @@ def check_file_output(path: Path, *, kind: str | None = None, force: bool = Fals
         if not target.is_file():
             what = "a folder" if target.is_dir() else "not a regular file"
             raise CheckpointError(f"{path} is {what}; expected a file or a free name to write to.")
-        if force or not target.stat().st_size or is_earlier_result(target, kind or path.suffix.lower()):
+        if force or not target.stat().st_size:
+            return
+        if is_earlier_result(target, kind):
+            if kind in (*_FILES, GGUF_SUFFIX):
+                _check_made_here(path)
             return
     raise CheckpointError(
         f"{path} already exists and holds something other than the output to write. Choose another name, or pass "
@@ -235,6 +267,7 @@ _OBJECTS = (
     {"models", "model_loss", "x", "y"},
     {"task", "objective", "names", "rows"},
     {"ids", "names", "expected_cost"},
+    {"coverage", "calibration_rows", "sets"},
     {"first_steps", "last_step", "schedule"},
     {"engine", "trials", "front"},
     {"models", "reference", "threshold", "layers"},
@@ -246,6 +279,7 @@ _HEADS = (
     b"a,b,barrier,",
     b"model,x,y,loss,",
     b"row,id,label,expected_cost",
+    b"row,label\n",
     b"kind,name,elements,",
 )
 

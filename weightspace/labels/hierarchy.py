@@ -60,7 +60,8 @@ class Hierarchy:
         top = metric.root if root is None else root
         if top is None:
             raise WeightspaceError(
-                "Which label is the root? A tree of edges has none: pass root=…, or make the metric from parents."
+                "Which label is the root? A tree of edges has none: pass root=… (--root), or make the metric from "
+                "parents."
             )
         node = int(metric.nodes[metric.names.positions_of([top], "roots")[0]])
         order, before = breadth_first_order(geometry.graph, node, directed=False)

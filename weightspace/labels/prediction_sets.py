@@ -90,7 +90,7 @@ def conformal_labels(
     if missing is not None:
         raise WeightspaceError(
             f"The true label {missing!r} was not observed, so no set of observed labels contains it. Use "
-            "conformal_nodes, whose nodes may contain labels that were never observed."
+            "conformal_nodes (--nodes), whose nodes may contain labels that were never observed."
         )
     true = names.positions_of(truth, "true labels")
     _check(len(rows), len(true), coverage)

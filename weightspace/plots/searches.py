@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import accumulate, combinations
 from pathlib import Path
 from typing import Any
@@ -38,14 +39,10 @@ def _trials(report: SearchReport, title: str | None) -> Figure:
     whole = [(index, score) for index, score, share in scored if share == 1]
     parts = [(index, score) for index, score, share in scored if share < 1]
     references = [(row.name, row.scores[task]["validation"][objective]) for row in report.rows[:-1]]
-    window = Window.of([score for _, score in whole] + [score for _, score in references])
-    if parts:
-        places, values = zip(*parts, strict=True)
-        axes.plot(
-            places, [*map(window.clipped, values)], ".", color="0.6", markersize=4, label="trials on a part of the data"
-        )
+    window = Window.of(score for _, score in [*whole, *parts, *references])
+    _draw_trials(axes, window, parts, ".", color="0.6", label="trials on a part of the data")
+    _draw_trials(axes, window, whole, "o", color=COLOURS[0], label="trials")
     places, values = zip(*whole, strict=True)
-    axes.plot(places, [*map(window.clipped, values)], "o", color=COLOURS[0], markersize=3.5, label="trials")
     best = list(accumulate(values, max if mode == "max" else min))
     axes.step(places, best, where="post", color=COLOURS[0], linewidth=1.6, label="best so far")
     for style, (name, value) in zip(_STYLES * len(references), references, strict=False):
@@ -56,6 +53,17 @@ def _trials(report: SearchReport, title: str | None) -> Figure:
     axes.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
     axes.set_title(title or f"{task}, {report.engine}", loc="left", fontsize=10)
     return figure
+
+
+def _draw_trials(
+    axes: Any, window: Window, trials: Sequence[tuple[int, float]], marker: str, *, color: str, label: str
+) -> None:
+    """Draw the scores of trials: those beyond the window as triangles at its edge that point to them."""
+    ends = (("v", lambda score: score < window.low), ("^", lambda score: score > window.high))
+    for shape, chosen in ((marker, window.holds), *ends):
+        if drawn := [(place, window.clipped(score)) for place, score in trials if chosen(score)]:
+            named = label if shape == marker else f"{label}, beyond the axis"
+            axes.plot(*zip(*drawn, strict=True), shape, color=color, markersize=4, label=named)
 
 
 def _pairs(report: SearchReport, title: str | None) -> Figure:

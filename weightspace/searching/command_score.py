@@ -15,14 +15,15 @@ from weightspace.soups.file_dependencies import digest_of
 #: Placeholder for the checkpoint in a command.
 MODEL = "{model}"
 
+#: A number that is no part of a word, a version or a path, such as that of the model.
 _NUMBER = re.compile(
-    r"[-+]?(?:(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?|(?<![A-Za-z])(?:nan|inf(?:inity)?)(?![A-Za-z]))", re.IGNORECASE
+    r"(?<![\w./\\-])[-+]?(?:(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?|nan|inf(?:inity)?)(?![\w/\\-]|\.\w)", re.IGNORECASE
 )
 
 
 @dataclass(frozen=True)
 class CommandScore:
-    """A command that scores a checkpoint: the last number that it prints.
+    """A command that scores a checkpoint: the last number that it prints, except digits in words and paths.
 
     Attributes:
         command: words separated as in a shell, with ``{model}`` in place of the checkpoint; it isn't run by a shell.

@@ -103,7 +103,7 @@ def search(
         mode: ``"min"`` or ``"max"``; by default that of the task, and ``"max"`` for a function or command.
         options: the engine, its budget, and how candidates are scored.
         reading: options for reading the models.
-        on_progress: called after each ``"trial"``, with its objective.
+        on_progress: called after each ``"trial"``, with its objective and the ``share`` of the validation data.
 
     Raises:
         CheckpointError: a model cannot be read, or doesn't match the task's network.

@@ -128,7 +128,7 @@ class Trials:
         candidates = [self.candidate(text) for text in new]
         outcomes: list[dict[str, Outcome]] = [{} for _ in new]
         for position, (task, evaluator) in enumerate(evaluators.items(), start=1):
-            report = self._reporter(evaluator) if position == len(evaluators) else None
+            report = self._reporter(evaluator, share) if position == len(evaluators) else None
             for outcome, by_task in zip(evaluator.many(candidates, SPLIT, report), outcomes, strict=True):
                 by_task[task] = outcome
         for text, by_task in zip(new, outcomes, strict=True):
@@ -140,14 +140,15 @@ class Trials:
             for place, values, (scores, error) in zip(places, proposals, known, strict=True)
         ]
 
-    def _reporter(self, evaluator: Evaluator) -> OnOutcome:
+    def _reporter(self, evaluator: Evaluator, share: float) -> OnOutcome:
         """Return a function that reports each trial when it is scored."""
 
         def report(number: int, outcome: Outcome) -> None:
             self._reported += 1
             if self.on_progress is not None:
                 total = self._total or self.trials
-                self.on_progress(Progress("trial", self._reported, total, evaluator.objective(outcome)))
+                score = evaluator.objective(outcome)
+                self.on_progress(Progress("trial", self._reported, total, score, details={"share": share}))
 
         return report
 

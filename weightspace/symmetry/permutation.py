@@ -159,8 +159,15 @@ class Permutation:
             )
         digest = metadata.get(_DIGEST)
         if digest != spec.digest:
-            found = "has no spec digest" if digest is None else f"was made for the spec {digest[:12]}…"
-            raise SpecError(f"{path}: {found}, not for the given one ({spec.digest[:12]}…).")
+            if digest is None:
+                raise SpecError(
+                    f"{path} is not a permutation: it has no digest of a permutation spec. "
+                    "Expected a file written by `weightspace match` or `save`."
+                )
+            raise SpecError(
+                f"{path} was made for another spec: found {digest[:12]}…, expected {spec.digest[:12]}…. "
+                "Is this the network?"
+            )
         return cls(spec, load_checkpoint(path))
 
 

@@ -54,7 +54,8 @@ class Comparison:
         dtypes: tensors with the same name but different dtypes.
         unequal: integer and bool tensors with the same shape but different values; they have no distance.
         tensors: the distance of each float tensor that both have with the same shape.
-        distance, norm, relative: totals over those tensors.
+        distance, norm: totals over those tensors.
+        relative: the distance divided by the norm; NaN if there are none of those tensors, as for unlike models.
     """
 
     a: str
@@ -101,7 +102,7 @@ def compare(path_a: StrPath, path_b: StrPath, *, strip_prefix: str | None = None
         tensors=tensors,
         distance=total,
         norm=length,
-        relative=_relative(total, length),
+        relative=_relative(total, length) if tensors else math.nan,
     )
 
 

@@ -9,6 +9,7 @@ from headers before anything is written.
 from __future__ import annotations
 
 import json
+import os
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -70,6 +71,7 @@ def merge_documents(
     folder = None if execution.intermediate_dir is None else Path(execution.intermediate_dir)
     documents = recipe.documents if folder is not None else used_documents(recipe)
     _report_unused(recipe, documents, listeners)
+    _report_hidden(documents, folder, listeners)
     if folder is None:
         with tempfile.TemporaryDirectory(prefix="weightspace-") as drafts:
             plan = _graph(recipe, out, options, Path(drafts), listeners)
@@ -246,6 +248,17 @@ def _report_unused(recipe: Recipe, documents: Sequence[Recipe], listeners: Liste
     if unused and listeners.notice is not None:
         names = ", ".join(unused[:3]) + (", …" if len(unused) > 3 else "")
         listeners.notice(f"Not merged: {names}; the output does not use them. --intermediate-dir DIR merges all.")
+
+
+def _report_hidden(documents: Sequence[Recipe], results: Path | None, listeners: Listeners) -> None:
+    """Report documents with the name of a folder here, which would be read if the document had another name."""
+    for name in (str(document.name) for document in documents):
+        kept = results is not None and (results / name).absolute() == Path(name).absolute()
+        if listeners.notice is not None and not kept and os.path.isdir(name):
+            listeners.notice(
+                f"The model {name!r} is the result of the document of that name, not the folder {name}. Write ./{name} "
+                "for the folder, or give the document another name."
+            )
 
 
 class _Parts:

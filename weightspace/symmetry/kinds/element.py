@@ -200,8 +200,15 @@ class Element:
         """
         digest = load_metadata(path).get(SYMMETRY_DIGEST)
         if digest != spec.digest:
-            found = "has no digest of a symmetry spec" if digest is None else f"was made for the spec {digest[:12]}…"
-            raise SpecError(f"{path}: {found}, not for the given one ({spec.digest[:12]}…).")
+            if digest is None:
+                raise SpecError(
+                    f"{path} is not an element: it has no digest of a symmetry spec. "
+                    "Expected a file written by `weightspace match` or `save`."
+                )
+            raise SpecError(
+                f"{path} was made for another spec: found {digest[:12]}…, expected {spec.digest[:12]}…. "
+                "Is this the network?"
+            )
         element = cls.of(spec, load_checkpoint(path))
         for group in spec.groups:
             if element._mixes(group) and not _keeps(spec, group, element.matrix(group)):
