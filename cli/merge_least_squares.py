@@ -84,7 +84,7 @@ def check_least_squares(sources: Sequence[str], reproduce: str | None, said: Map
 
 def recorded_weights(out: str) -> list[float] | None:
     """Return the weights with which a checkpoint was merged by least squares; None if it was not."""
-    from weightspace.checkpoints.load_save import load_metadata
+    from weightspace.checkpoints.stored_metadata import load_metadata
 
     try:
         return json.loads(load_metadata(Path(out))["parameters"])["least_squares"]

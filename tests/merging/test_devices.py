@@ -11,7 +11,7 @@ from simulated_device import NAME, simulated_device
 from weightspace.cli import main
 
 import weightspace as ws
-from weightspace.checkpoints.load_save import load_metadata
+from weightspace.checkpoints.stored_metadata import load_metadata
 from weightspace.errors import WeightspaceError
 from weightspace.merging import METHODS, OutputOptions, merge
 

@@ -10,7 +10,7 @@ import torch
 
 import weightspace as ws
 from weightspace.checkpoints import StateDict
-from weightspace.checkpoints.load_save import load_metadata
+from weightspace.checkpoints.stored_metadata import load_metadata
 from weightspace.errors import WeightspaceError
 from weightspace.merging import ExecutionOptions, MergeReport, merge_files, reproduce
 from weightspace.merging.methods._registry import CHUNK

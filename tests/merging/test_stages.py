@@ -15,7 +15,7 @@ import torch
 
 import weightspace as ws
 from weightspace.checkpoints import StateDict, provenance
-from weightspace.checkpoints.load_save import load_metadata
+from weightspace.checkpoints.stored_metadata import load_metadata
 from weightspace.errors import CheckpointError, WeightspaceError
 from weightspace.merging import ExecutionOptions, merge_files, reproduce
 from weightspace.merging.out_of_core import graph, stages

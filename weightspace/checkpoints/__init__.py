@@ -12,10 +12,11 @@ from weightspace.lazy import resolver
 
 if TYPE_CHECKING:
     from weightspace.checkpoints.comparison.compare import Comparison, Difference, TensorDistance, compare
-    from weightspace.checkpoints.load_save import load_checkpoint, load_metadata, save_checkpoint
+    from weightspace.checkpoints.load_save import load_checkpoint, save_checkpoint
     from weightspace.checkpoints.provenance import provenance
     from weightspace.checkpoints.quantised.view import load_dequantised
     from weightspace.checkpoints.state_dict import StateDict, check_compatible, check_finite
+    from weightspace.checkpoints.stored_metadata import load_metadata
     from weightspace.checkpoints.summary import CheckpointSummary, TensorSummary, summarise
 
 #: Public name -> the module that defines it.

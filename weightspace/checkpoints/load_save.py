@@ -28,7 +28,6 @@ from weightspace.checkpoints.reader import read_state
 from weightspace.checkpoints.safetensors_file import write_safetensors
 from weightspace.checkpoints.safetensors_header import TIED
 from weightspace.checkpoints.state_dict import StateDict, check_finite, check_storable, without_prefix
-from weightspace.checkpoints.stored_metadata import load_metadata as load_metadata
 from weightspace.checkpoints.torch_file import write_torch
 from weightspace.errors import CheckpointError, WeightspaceWarning
 

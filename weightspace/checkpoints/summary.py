@@ -13,11 +13,12 @@ import torch
 from weightspace.checkpoints.dtypes import NAMES
 from weightspace.checkpoints.fetching import fetched_path
 from weightspace.checkpoints.file_format import file_format
-from weightspace.checkpoints.load_save import StrPath, load_checkpoint, load_metadata
+from weightspace.checkpoints.load_save import StrPath, load_checkpoint
 from weightspace.checkpoints.measure import count_non_finite, is_inexact, norm
 from weightspace.checkpoints.quantisation import find_quantised
 from weightspace.checkpoints.read_metadata import read_contents
 from weightspace.checkpoints.state_dict import StateDict, dtype_name, tied_names
+from weightspace.checkpoints.stored_metadata import load_metadata
 from weightspace.reprs import brief
 
 

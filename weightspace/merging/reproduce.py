@@ -15,7 +15,7 @@ from typing import Any
 
 from weightspace.checkpoints.atomic_write import final_target, one_line_errors, temporary_folder
 from weightspace.checkpoints.detection import weight_files
-from weightspace.checkpoints.load_save import load_metadata
+from weightspace.checkpoints.stored_metadata import load_metadata
 from weightspace.errors import CheckpointError, WeightspaceError
 from weightspace.merging.merge_files import merge_files
 from weightspace.merging.out_of_core.aligning import Alignment
