@@ -67,6 +67,7 @@ def command(
             lenient=lenient,
             seed=seed,
             device=device,
+            force=options.forced(),
             on_progress=lambda at: update(at.index, at.total, f"{at.index:,} of {at.total:,} tensors"),
         )
     if as_json:

@@ -89,6 +89,7 @@ def command(
             lambda_=lambda_,
             rank=rank,
             format=written,
+            force=options.forced(),
             parameters={name: value for name, value in said.items() if value is not None},
         )
     if as_json:

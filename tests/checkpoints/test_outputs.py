@@ -117,7 +117,7 @@ def test_an_earlier_result_is_replaced_and_a_trained_model_only_by_force(name: s
     ws.save_checkpoint({"w": torch.ones(3)}, tmp_path / name, metadata=provenance([], "linear", {}))
     check_checkpoint_output(tmp_path / name)
     ws.save_checkpoint({"w": torch.ones(3)}, tmp_path / name)
-    with pytest.raises(CheckpointError, match=r"no record of having made it: .* trained model, .* \(--force\)"):
+    with pytest.raises(CheckpointError, match=r"no record of having made it: .* trained weights, .* \(--force\)"):
         check_checkpoint_output(tmp_path / name)
     check_checkpoint_output(tmp_path / name, force=True)
 

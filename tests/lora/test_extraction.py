@@ -192,6 +192,10 @@ def test_a_folder_that_is_no_adapter_is_not_replaced(held: str, normal: Normal, 
     extract_lora_files(*files, out, rank=1)
     extract_lora_files(*files, out, rank=2)
     assert read_adapter(out).factors["q.weight"].rank == 2
+    ws.save_checkpoint(ws.load_checkpoint(out / "adapter_model.safetensors"), out / "adapter_model.safetensors")
+    with pytest.raises(CheckpointError, match="no record of having made it"):  # as an adapter that somebody trained
+        extract_lora_files(*files, out, rank=1)
+    extract_lora_files(*files, out, rank=2, force=True)
     if held.endswith("/"):
         (out / held.rstrip("/")).unlink()
         (out / held.rstrip("/")).mkdir()

@@ -155,6 +155,19 @@ def test_adapters_without_a_difference_give_zeros(write: Write, tmp_path: Path) 
         assert not deltas(tmp_path / method)["q.weight"].any()
 
 
+def test_an_adapter_that_somebody_trained_is_replaced_only_by_force(three: list[Path], tmp_path: Path) -> None:
+    trained = three[2]
+    before = {path: path.read_bytes() for path in trained.iterdir()}
+    with pytest.raises(CheckpointError, match="no record of having made it: it may be trained weights"):
+        merge_adapters(three[:2], trained, method="linear")
+    assert {path: path.read_bytes() for path in trained.iterdir()} == before
+    merge_adapters(three[:2], trained, method="linear", force=True)
+    merge_adapters(three[:2], trained, method="linear")  # its own result
+    ws.save_checkpoint(ws.load_checkpoint(trained / "adapter_model.safetensors"), tmp_path / "lora.safetensors")
+    with pytest.raises(CheckpointError, match="no record of having made it"):
+        merge_adapters(three[:2], tmp_path / "lora.safetensors", method="linear", format="diffusers")
+
+
 def test_the_output_says_where_it_comes_from(three: list[Path], tmp_path: Path) -> None:
     merge_adapters(three, tmp_path / "out", density=0.5)
     metadata = load_metadata(tmp_path / "out" / "adapter_model.safetensors")

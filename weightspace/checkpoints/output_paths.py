@@ -61,11 +61,15 @@ def check_checkpoint_output(
     else:
         check_replaceable(path, again)
         if not force:
-            _check_made_here(path)
+            check_made_here(path)
 
 
-def _check_made_here(path: Path) -> None:
+def check_made_here(path: Path, weights: Path | None = None) -> None:
     """Check that an existing file or folder of tensors records that this library made it.
+
+    Args:
+        path: the output.
+        weights: file with the metadata; by default that of a checkpoint at ``path``.
 
     Raises:
         CheckpointError: it doesn't, as a trained model, or it cannot be read.
@@ -77,12 +81,12 @@ def _check_made_here(path: Path) -> None:
     from weightspace.checkpoints.stored_metadata import load_metadata  # imports torch
 
     try:
-        metadata = load_metadata(path)
+        metadata = load_metadata(weights or path)
     except CheckpointError:
         metadata = {}
     if not any(key.startswith("weightspace") or value.startswith("weightspace ") for key, value in metadata.items()):
         raise CheckpointError(
-            f"{path} already exists, and weightspace has no record of having made it: it may be a trained model, which "
+            f"{path} already exists, and weightspace has no record of having made it: it may be trained weights, which "
             "would be lost. Choose another name, or pass force (--force) to replace it."
         )
 
@@ -149,7 +153,7 @@ def check_file_output(path: Path, *, kind: str | None = None, force: bool = Fals
             return
         if is_earlier_result(target, kind):
             if kind in (*_FILES, GGUF_SUFFIX):
-                _check_made_here(path)
+                check_made_here(path)
             return
     raise CheckpointError(
         f"{path} already exists and holds something other than the output to write. Choose another name, or pass "

@@ -29,7 +29,7 @@ from weightspace.lora.model_config import read_config
 from weightspace.lora.module_names import is_renamed
 from weightspace.lora.tied_weights import head_scale, is_head, is_token_embedding, tied_counterpart
 from weightspace.lora.whole_tensors import whole_tensors
-from weightspace.lora.write import check_adapter_replaceable, factor_names, shaped, write_adapter
+from weightspace.lora.write import check_adapter_output, factor_names, shaped, write_adapter
 from weightspace.progress import Progress
 from weightspace.reprs import brief
 
@@ -150,6 +150,7 @@ def extract_lora_files(
     lenient: bool = False,
     seed: int = 0,
     device: str = "cpu",
+    force: bool = False,
     on_progress: Callable[[Progress], None] | None = None,
 ) -> ExtractionReport:
     """Write the LoRA adapter that best approximates a checkpoint's difference from its base, as a PEFT folder.
@@ -160,21 +161,22 @@ def extract_lora_files(
     Args:
         base: the pretrained checkpoint.
         model: a fine-tune of it.
-        out: a new folder, or that of an adapter, which is replaced.
+        out: a new folder, or that of an adapter that this library made, which is replaced.
         rank: as in ``extract_lora``, like the other options.
         fan_in_fan_out: as in ``extract_lora``.
         lenient: as in ``extract_lora``; moreover, keep the files' names if the module names in transformers are
             unknown.
         seed: as in ``extract_lora``.
         device: as in ``extract_lora``.
+        force: replace an adapter that this library did not make.
         on_progress: as in ``extract_lora``.
 
     Raises:
-        CheckpointError: a checkpoint is missing or damaged, the two don't fit together, ``out`` isn't an adapter, or
-            writing fails.
+        CheckpointError: a checkpoint is missing or damaged, the two don't fit together, ``out`` isn't an adapter or
+            may be a trained one, or writing fails.
         WeightspaceError: as in ``extract_lora``; or transformers renames the modules of the model by unknown rules.
     """
-    check_adapter_replaceable(out)
+    check_adapter_output(out, force=force)
     config = read_config(local_path(base))
     if is_renamed(config) and not lenient:
         raise WeightspaceError(

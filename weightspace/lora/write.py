@@ -15,7 +15,7 @@ from weightspace.checkpoints import StateDict, save_checkpoint
 from weightspace.checkpoints.atomic_write import one_line_errors, replacing_folder, synced_file
 from weightspace.checkpoints.hf_folder import CARD
 from weightspace.checkpoints.json_file import json_document
-from weightspace.checkpoints.output_paths import check_name
+from weightspace.checkpoints.output_paths import check_made_here, check_name
 from weightspace.errors import CheckpointError
 from weightspace.lora.adapter import PREFIX, TORCH_WEIGHTS, WEIGHTS
 from weightspace.lora.config import CONFIG
@@ -94,6 +94,18 @@ def check_adapter_replaceable(folder: str | os.PathLike[str]) -> None:
             f"{path} exists and contains {other or names[0]!r}, which isn't part of an adapter and would be lost. Use "
             "a new folder, or move it away."
         )
+
+
+def check_adapter_output(folder: str | os.PathLike[str], *, force: bool = False) -> None:
+    """Check that only an adapter that this library made is lost; with ``force``, any adapter may be.
+
+    Raises:
+        CheckpointError: it is a file, contains something else, or is an adapter that this library did not make.
+    """
+    check_adapter_replaceable(folder)
+    path = Path(folder)
+    if not force:
+        check_made_here(path, path / (WEIGHTS if (path / WEIGHTS).exists() else TORCH_WEIGHTS))
 
 
 def write_adapter(

@@ -21,7 +21,7 @@ from weightspace.lora.formats.module import ADAPTER_FORMATS, Module
 from weightspace.lora.layout import fused_names
 from weightspace.lora.low_rank import filled_up, wide_dtype
 from weightspace.lora.write import (
-    check_adapter_replaceable,
+    check_adapter_output,
     exact_targets,
     factor_names,
     lora_config,
@@ -50,7 +50,7 @@ def chosen_format(written: str | None, adapters: Sequence[Adapter]) -> str:
     return written or formats[0]
 
 
-def check_output(out: str | os.PathLike[str], written: str) -> None:
+def check_output(out: str | os.PathLike[str], written: str, *, force: bool = False) -> None:
     """Check that an adapter can be written to a path in a format.
 
     Raises:
@@ -58,12 +58,12 @@ def check_output(out: str | os.PathLike[str], written: str) -> None:
             would be lost.
     """
     if written == "peft":
-        check_adapter_replaceable(out)
+        check_adapter_output(out, force=force)
         return
     path = Path(out)
     if path.suffix.lower() != ".safetensors":
         raise CheckpointError(f"{out} is no name for a file of {written}; expected one that ends in .safetensors.")
-    check_checkpoint_output(path)
+    check_checkpoint_output(path, force=force)
 
 
 def save_merged(

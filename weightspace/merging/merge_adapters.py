@@ -58,14 +58,15 @@ def merge_adapters(
     rank: int | None = None,
     format: str | None = None,
     parameters: Mapping[str, Any] | None = None,
+    force: bool = False,
 ) -> AdapterMergeReport:
     """Merge LoRA adapters of one model into one.
 
     Args:
         adapters: folders of PEFT, files of kohya, LyCORIS (LoCon, LoHa, LoKr) or diffusers; ranks, scales and targets
             may differ. A tensor that an adapter lacks has ``ΔW = 0``.
-        out: a new folder, or that of an adapter, which is replaced; for kohya and diffusers a file that ends in
-            ``.safetensors``.
+        out: a new folder, or that of an adapter that this library made, which is replaced; for kohya and diffusers a
+            file that ends in ``.safetensors``.
         method: ``knots``, ``core_space`` or ``linear`` (``Σ w ΔW``, exact; its rank is the sum of all ranks).
         inner: the method that merges the coordinates, with zero as its base: any of ``METHODS`` that needs a base and
             no evidence. Default: ``ties``; ``linear`` has none.
@@ -75,6 +76,7 @@ def merge_adapters(
             product, computed from its factors.
         format: ``peft``, ``kohya`` or ``diffusers``; by default that of all inputs.
         parameters: other options of the inner method by name.
+        force: replace an adapter that this library did not make.
 
     Returns:
         The resulting ranks, and the errors of reducing them; factors are computed in float64 and written in float32 or
@@ -96,7 +98,7 @@ def merge_adapters(
     _check_rank(rank)
     read = [read_adapter(fetched_path(adapter)) for adapter in adapters]
     written = chosen_format(format, read)
-    check_output(out, written)
+    check_output(out, written, force=force)
     warn_of_other_bases(read)
     inputs = unified(flux_as_written(read, written))
     targets = targets_of(inputs)

@@ -190,12 +190,12 @@ def check_runnable(plan: Plan, out: Path, execution: ExecutionOptions) -> None:
         CheckpointError: ``out`` cannot be replaced, or the disk is too small.
         WeightspaceError: a tensor needs more memory than the limit.
     """
-    again = (*plan.companions, *(shard.name for shard in plan.shards))
-    check_checkpoint_output(out, again=again, force=execution.force, gguf=True)
     with one_line_errors(out, "written"):
         places = (out, staging_folder(out))
     for place in places:
         check_apart(place, (*read_paths(plan), *execution.reads))
+    again = (*plan.companions, *(shard.name for shard in plan.shards))
+    check_checkpoint_output(out, again=again, force=execution.force, gguf=True)
     for job in plan.jobs:
         needed = job_memory(plan, job)
         if needed > execution.memory:
