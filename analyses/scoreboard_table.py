@@ -155,9 +155,14 @@ def _single_line(board: Board) -> str:
 def _cell(values: Sequence[float], suite: str) -> str:
     if not values:
         return "–"
-    digits = 3 if UNITS[suite][0] == "loss" else 1
+    digits = _digits(suite)
     spread = f" ± {stdev(values):.{digits}f}" if len(values) > 1 else ""
     return f"{mean(values):.{digits}f}{spread}"
+
+
+def _digits(suite: str) -> int:
+    """Return the number of decimals of scores in the table."""
+    return 3 if UNITS[suite][0] == "loss" else 1
 
 
 def answers(board: Board) -> list[str]:
@@ -169,7 +174,7 @@ def answers(board: Board) -> list[str]:
             blocks = [block for block in board.blocks if block[0] == suite]
             gains = [UNITS[suite][2] * (board.gain(line, at) - board.gain(BAR, at)) for at in blocks]
             wins += mean(gains) > 0
-            listed = ", ".join(f"{gain:+.{3 if UNITS[suite][0] == 'loss' else 1}f}" for gain in gains)
+            listed = ", ".join(f"{gain:+.{_digits(suite)}f}" for gain in gains)
             found.append(
                 f"{line[0]} − tuned task arithmetic, {suite}, test: {listed} {UNITS[suite][1]} (higher is better)"
             )
@@ -178,25 +183,36 @@ def answers(board: Board) -> list[str]:
 
 
 def orders(board: Board) -> list[str]:
-    """Return for every published order of two methods, both tuned, in which suites it comes back on test data."""
+    """Return for every published order of two methods, both tuned, where it comes back in the mean of the test data."""
     known, found = board.complete("tuned"), []
     for better, worse, source in ORDERS:
         if better in known and worse in known:
             gains = {suite: board.mean_gain(better, suite) - board.mean_gain(worse, suite) for suite in board.suites}
-            fails = [suite for suite, gain in gains.items() if gain <= 0]
-            outcome = f"does NOT come back in {', '.join(fails)}" if fails else "comes back in all suites"
-            found.append(f"{better} above {worse} ({source}): {outcome}")
+            holds, fails = ([one for one in gains if (gains[one] > 0) == side] for side in (True, False))
+            parts = [f"comes back in {_with_gains(holds, gains)}"] if holds else []
+            parts += [f"does NOT come back in {_with_gains(fails, gains)}"] if fails else []
+            found.append(f"`{better}` above `{worse}` ({source}): {'; '.join(parts)}")
     return found
+
+
+def _with_gains(suites: Sequence[str], gains: Mapping[str, float]) -> str:
+    """Return the names of suites, each with its gain in the unit of the table."""
+    units = {suite: UNITS[suite] for suite in suites}
+    return ", ".join(
+        f"{suite} ({factor * gains[suite]:+.{_digits(suite)}f} {unit})" for suite, (_, unit, factor) in units.items()
+    )
 
 
 def verdict(ranks: Ranks, settings: str) -> str:
     """Return Friedman's and Nemenyi's results as a sentence."""
     if ranks.blocks < 2:
         return f"{settings}: {len(ranks.means)} methods, one block: ranks are not tested"
-    near = ", ".join(ranks.near_best)
+    near = ranks.near_best
+    others = [f"`{label}`" for label in sorted(ranks.means, key=lambda one: ranks.means[one]) if label not in near]
     return (
         f"{settings}: {len(ranks.means)} methods, {ranks.blocks} blocks, Friedman p = {ranks.p_value:.2g}, critical "
-        f"difference {ranks.critical:.1f}; not different from the best rank: {near}"
+        f"difference {ranks.critical:.1f}; different from the best rank, that of `{near[0]}`: "
+        f"{', '.join(others) or 'none'}"
     )
 
 

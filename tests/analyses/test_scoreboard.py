@@ -147,12 +147,22 @@ def test_a_search_is_said_to_win_only_where_its_test_score_is_better(script: Scr
     assert "search: above tuned task arithmetic in the mean of 1 of 2 suites" in said
     assert "search − tuned task arithmetic, images, test: +30.0, +30.0 % (higher is better)" in said
     assert "search − tuned task arithmetic, characters, test: -0.300, -0.300 nats (higher is better)" in said
-    assert "ties above task_arithmetic (Yadav et al. 2023): does NOT come back in characters" in table.orders(board)
+    outcome = "comes back in images (+20.0 %); does NOT come back in characters (-0.200 nats)"
+    assert f"`ties` above `task_arithmetic` (Yadav et al. 2023): {outcome}" in table.orders(board)
     assert board.ranks("tuned").means == {"task_arithmetic": 1.5, "ties": 1.5}
     lines = table.table(board)
     assert lines[0].count("|") == lines[1].count("|") == lines[3].count("|")
     assert "| best single fine-tune | 0.000 ± 0.000 | – | 60.0 ± 0.0 | – | – | – |" in lines
     assert "| best trial of all methods | – | 0.100 ± 0.000 | – | 40.0 ± 0.0 | – | – |" in lines
+
+
+def test_the_verdict_names_the_methods_that_differ_from_the_best(script: Script) -> None:
+    ranks, verdict = script("ranks").ranks_of, script("scoreboard_table").verdict
+    blocks = 40
+    said = verdict(ranks({"fair": [2.0] * blocks, "good": [3.0] * blocks, "poor": [1.0] * blocks}), "tuned")
+    assert said.endswith("different from the best rank, that of `good`: `fair`, `poor`")
+    said = verdict(ranks({"a": [2.0, 1.0], "b": [1.0, 2.0], "c": [1.5, 1.5]}), "tuned")
+    assert said.endswith("different from the best rank, that of `a`: none")
 
 
 def test_a_method_without_rows_in_some_block_has_no_rank(script: Script) -> None:
