@@ -1,7 +1,8 @@
 """Settings of every merge method on the scoreboard: its defaults, and the eight settings that are tried to tune it.
 
-Everything was fixed before any result was seen. Methods come from the library's registry: one that is added there is on
-the scoreboard, with its own defaults, and with settings by the names of its parameters until it has a row here.
+Everything was fixed before any result of its method was seen. Methods come from the library's registry: one that is
+added there is on the scoreboard, with its own defaults, and with settings by the names of its parameters until it has a
+row here. Methods that take tasks and not files are in ``LEARNED``, at their defaults.
 """
 
 from __future__ import annotations
@@ -80,6 +81,17 @@ LEFT_OUT: Mapping[str, str] = {
     "tall_mask": "rebuilds one of the merged models",
 }
 
+#: Examples of every task that evidence is collected on, and that methods outside the registry learn from.
+EVIDENCE_EXAMPLES = 128
+#: Label of a method outside the registry, which learns from data with ``scoreboard_learned`` -> the data.
+LEARNED: Mapping[str, str] = {
+    "regmean_plusplus": "128 training examples of every task, without labels",
+    "least_squares": "128 training examples of every task, without labels",
+    "localize_and_stitch, learned masks": "128 training examples of every task, with labels",
+    "learned_soup": "128 training examples of every task, with labels",
+    "adamerging": "the validation inputs of every task, without labels",
+}
+
 #: What the search chooses from: methods of different kinds, λ and the density.
 SEARCHED = ("task_arithmetic", "ties", "breadcrumbs", "iso_c", "tsv_m", "wudi")
 SEARCH_TRIALS, SEARCH_ENGINE = 24, "tpe"
@@ -103,6 +115,9 @@ ORDERS: Sequence[tuple[str, str, str]] = (
     ("optmerge", "wudi", "OptMerge 2025"),
     ("task_arithmetic, then svc", "task_arithmetic", "SVC 2026"),
     ("task_arithmetic, then subspace_boosting", "task_arithmetic", "Skorobogat et al. 2025"),
+    ("regmean_plusplus", "regmean", "Nguyen et al. 2025"),
+    ("adamerging", "task_arithmetic", "Yang et al. 2024"),
+    ("localize_and_stitch, learned masks", "task_arithmetic", "He et al. 2025"),
 )
 
 

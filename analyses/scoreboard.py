@@ -26,7 +26,7 @@ import suite_texts
 import torch
 from recipe import CACHE, FIRST_SEED
 from report import HERE, save
-from scoreboard_rows import EVIDENCE_EXAMPLES, Row, Scorer
+from scoreboard_rows import Row, Scorer
 from scoreboard_table import BAR, answers, board_of, draw, orders, table, verdict, write_page
 from soups import run_all
 from suites import Sizes, Suite
@@ -86,7 +86,8 @@ def report(rows: Iterable[Row], small: bool, output: Path, page: Path | None) ->
         "trials": merge_settings.TRIALS,
         "defaults": merge_settings.DEFAULTS,
         "spaces": merge_settings.SPACES,
-        "evidence examples": EVIDENCE_EXAMPLES,
+        "evidence examples": merge_settings.EVIDENCE_EXAMPLES,
+        "learned": merge_settings.LEARNED,
         "answers": said,
         "table": table(board),
         "left out": board.left_out,

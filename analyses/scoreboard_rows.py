@@ -20,6 +20,8 @@ from typing import Any, TypeAlias
 
 import yaml
 from merge_settings import (
+    EVIDENCE_EXAMPLES,
+    LEARNED,
     SEARCH_ENGINE,
     SEARCH_TRIALS,
     SEARCHED,
@@ -28,6 +30,7 @@ from merge_settings import (
     entries,
     search_recipe,
 )
+from scoreboard_learned import code_of, learned, settings_of
 from suites import Suite
 
 import weightspace as ws
@@ -37,8 +40,6 @@ from weightspace.merging.methods import METHODS
 from weightspace.searching import SearchOptions, SearchReport
 from weightspace.tasks import network_with
 
-#: Examples of every task that evidence is collected on.
-EVIDENCE_EXAMPLES = 128
 #: Row: label, settings, scores by split, and how they were found; or why there are none (left out, or pending).
 Row: TypeAlias = dict[str, Any]
 _FOLDER = Path(methods_folder.__file__).parent
@@ -66,12 +67,12 @@ class Scorer:
         return f"{self.suite.joint.name}-{self.seed}"
 
     def rows(self, labels: tuple[str, ...] = ()) -> Iterator[Row]:
-        """Yield all rows: references first, then every method at its defaults and tuned, then the search.
+        """Yield all rows: references, every method at its defaults and tuned, those that learn, and the search.
 
         Args:
             labels: labels of the methods; by default, all.
         """
-        yield self._kept("own task", "reference", {}, (), self._own_task)
+        yield self._kept("own task", "reference", {}, {}, self._own_task)
         models = {"pretrained": self.suite.base, **{f"only {name}": at for name, at in self.suite.models.items()}}
         for label, path in models.items():
             recipe = {"merge_method": "linear", "models": [{"model": str(path), "parameters": {"weight": 1.0}}]}
@@ -79,6 +80,9 @@ class Scorer:
         for entry in entries(len(self.suite.models)):
             if not labels or entry.label in labels:
                 yield from self._entry(entry)
+        for label in LEARNED:
+            if not labels or label in labels:
+                yield self._learned(label)
         recipe = search_recipe(self.suite)
         yield self._searched("search", "search", recipe, {}, SEARCHED, trials=SEARCH_TRIALS, engine=SEARCH_ENGINE)
 
@@ -122,7 +126,18 @@ class Scorer:
             return {"scores": self._scores(report.recipe), **_trials_of(report)}
 
         content = {"recipe": recipe, "space": space, "trials": trials, "engine": engine}
-        return self._kept(label, settings, content, methods, find)
+        return self._kept(label, settings, content, {name: _code(name) for name in methods}, find)
+
+    def _learned(self, label: str) -> Row:
+        """Return the row of a method that learns from the tasks' data."""
+
+        def find() -> Row:
+            return {"scores": self._scores_of(learned(label, self.suite))}
+
+        try:
+            return self._kept(label, "default", settings_of(label), {label: code_of(label)}, find)
+        except ws.WeightspaceError as error:
+            return {**self._about(label, "default"), "left out": " ".join(str(error).split())}
 
     def _validation(self, state: ws.StateDict) -> float:
         """Return the objective of a merge on the validation data of all tasks."""
@@ -131,19 +146,21 @@ class Scorer:
 
     def _scores(self, recipe: str) -> dict[str, dict[str, float]]:
         """Return the scores of the merge of a recipe, by split."""
-        joint = self.suite.joint
         with TemporaryDirectory() as folder:
             file, merged = Path(folder) / "recipe.yml", Path(folder) / "merged.safetensors"
             file.write_text(recipe)
             ws.merge_files(file, merged)
-            network = network_with(joint, ws.load_checkpoint(merged))
-            return {split: joint.score(network, split) for split in ("validation", "test")}
+            return self._scores_of(ws.load_checkpoint(merged))
+
+    def _scores_of(self, state: ws.StateDict) -> dict[str, dict[str, float]]:
+        """Return the scores of a merge, by split."""
+        network = network_with(self.suite.joint, state)
+        return {split: self.suite.joint.score(network, split) for split in ("validation", "test")}
 
     def _kept(
-        self, label: str, settings: str, content: Mapping[str, Any], methods: tuple[str, ...], find: Callable[[], Row]
+        self, label: str, settings: str, content: Mapping[str, Any], code: Mapping[str, str], find: Callable[[], Row]
     ) -> Row:
-        """Return a row from its file, or find it and write the file."""
-        code = {name: _code(name) for name in methods}
+        """Return a row from its file, or find it and write the file; ``code``: digests of the methods' files."""
         plain = json.dumps([content, code, self.suite.digest], default=str)
         for number, path in enumerate((self.suite.base, *self.suite.models.values())):
             plain = plain.replace(str(path), f"model {number}")

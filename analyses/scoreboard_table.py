@@ -8,7 +8,7 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any, TypeAlias
 
-from merge_settings import ORDERS
+from merge_settings import LEARNED, ORDERS
 from ranks import Ranks, ranks_of
 
 from weightspace.plots.picture import COLOURS, Figure, write_picture
@@ -73,10 +73,18 @@ class Board:
         labels = self.complete(settings)
         return ranks_of({one: [_signed(self._line(one, settings)[at], "test") for at in self.blocks] for one in labels})
 
-    def mean_gain(self, label: str, suite: str) -> float:
-        """Return the mean test score of a tuned method over the seeds of a suite; larger is better."""
-        line = self._line(label, "tuned")
-        return mean(_signed(line[at], "test") for at in self.blocks if at[0] == suite)
+    def mean_gain(self, label: str, over: str, suite: str) -> float:
+        """Return the mean gain of a method over another on the test data of a suite's seeds.
+
+        Both are tuned, or both have their defaults if one of them has nothing to tune.
+        """
+        kind = self.compared(label, over)
+        one, other = self._line(label, kind), self._line(over, kind)
+        return mean(_signed(one[at], "test") - _signed(other[at], "test") for at in self.blocks if at[0] == suite)
+
+    def compared(self, label: str, over: str) -> str:
+        """Return the settings at which two methods are compared."""
+        return "tuned" if all((one, "tuned") in self.rows for one in (label, over)) else "default"
 
     def _line(self, label: str, settings: str) -> Mapping[Block, Row]:
         return self.rows.get((label, settings)) or self.rows[label, "default"]
@@ -120,7 +128,8 @@ def table(board: Board) -> list[str]:
     lines += [_line(_reference_name(line[0]), board, (line, None)) for line in references]
     lines.append(_single_line(board))
     for label in sorted(tuned.means, key=lambda one: (tuned.means[one], one)):
-        cells = _line(f"`{label}`", board, ((label, "default"), (label, "tuned")))
+        name = f"`{label}` (learned)" if label in LEARNED else f"`{label}`"
+        cells = _line(name, board, ((label, "default"), (label, "tuned")))
         own = f"{default.means[label]:.1f}" if label in default.means else "–"
         lines.append(cells.removesuffix(" – | – |") + f" {own} | {tuned.means[label]:.1f} |")
     lines += [_line(line[0], board, (None, line)) for line in (SEARCH, BEST_TRIAL) if line in board.rows]
@@ -183,15 +192,16 @@ def answers(board: Board) -> list[str]:
 
 
 def orders(board: Board) -> list[str]:
-    """Return for every published order of two methods, both tuned, where it comes back in the mean of the test data."""
+    """Return for every published order of two methods where it comes back in the mean of the test data."""
     known, found = board.complete("tuned"), []
     for better, worse, source in ORDERS:
         if better in known and worse in known:
-            gains = {suite: board.mean_gain(better, suite) - board.mean_gain(worse, suite) for suite in board.suites}
+            gains = {suite: board.mean_gain(better, worse, suite) for suite in board.suites}
             holds, fails = ([one for one in gains if (gains[one] > 0) == side] for side in (True, False))
             parts = [f"comes back in {_with_gains(holds, gains)}"] if holds else []
             parts += [f"does NOT come back in {_with_gains(fails, gains)}"] if fails else []
-            found.append(f"`{better}` above `{worse}` ({source}): {'; '.join(parts)}")
+            how = "" if board.compared(better, worse) == "tuned" else ", both at their defaults"
+            found.append(f"`{better}` above `{worse}` ({source}){how}: {'; '.join(parts)}")
     return found
 
 

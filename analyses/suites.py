@@ -71,6 +71,10 @@ class HeadedTask(ClassificationTask):
         """Return the mean cross-entropy of a batch in nats, a differentiable scalar."""
         return super().loss(WithHead(module, self.head), batch)
 
+    def logits(self, module: nn.Module, batch: Batch) -> Tensor:
+        """Return the logits of a batch ``(n, classes)``, with the head."""
+        return WithHead(module, self.head)(batch[0])
+
     def score(self, module: nn.Module, split: str = "test") -> dict[str, float]:
         """Return the mean ``loss`` and the ``accuracy`` over a split."""
         return super().score(WithHead(module, self.head), split)

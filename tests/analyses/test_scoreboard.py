@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -93,6 +94,41 @@ def test_the_joint_score_is_the_mean_over_the_tasks_each_with_its_own_head(scrip
     assert (scores["accuracy"], scores["worst"]) == (0.75, 0.5)
 
 
+def test_methods_that_learn_get_few_training_examples_and_adamerging_gets_no_labels(script: Script) -> None:
+    learned, suites, part = script("scoreboard_learned"), script("suites"), headed(script, torch.eye(2, 4))
+    joint = suites.JointTask("joint", {"a": part, "b": part}, "accuracy")
+    count = learned.EVIDENCE_EXAMPLES
+    few = learned.training_part(part)
+    assert sum(len(labels) for _, labels in few.given) == count
+    batches = learned.joint_training_part(joint).given
+    assert [name for name, _ in batches] == ["a", "b"] * 5, "batches of 30 in turn, the last cut"
+    assert sum(len(labels) for _, (_, labels) in batches) == 2 * count
+    inputs = learned.validation_inputs(part)
+    assert sum(len(seen) for seen, _ in inputs.given) == 20, "all of the validation data"
+    assert all(not labels.any() for _, labels in inputs.given)
+    network, batch = torch.nn.Identity(), inputs.given[0]
+    head = torch.nn.functional.normalize(batch[0], dim=-1) @ part.head.T
+    assert torch.equal(inputs.logits(network, batch), head), "AdaMerging needs predictions, not features"
+
+
+def headed(script: Script, head: torch.Tensor) -> Any:
+    """Return a task of 300 training, 20 validation and 20 test examples with four features."""
+    from weightspace.tasks import Examples
+
+    def load() -> dict[str, Examples]:
+        sizes = {"train": 300, "validation": 20, "test": 20}
+        return {split: Examples(torch.rand(size, 4), torch.ones(size).long()) for split, size in sizes.items()}
+
+    return script("suites").HeadedTask("part", torch.nn.Identity, load, batch_size=32, head=head)
+
+
+def test_every_method_that_learns_says_from_which_data(script: Script) -> None:
+    learned, settings = script("scoreboard_learned"), script("merge_settings")
+    assert list(learned.METHODS) == list(learned._PLACES) == list(settings.LEARNED)
+    assert set(settings.LEARNED) == set(LEARNED)
+    assert len({learned.code_of(label) for label in LEARNED}) == len(LEARNED), "each has a file of its own"
+
+
 def test_the_texts_of_the_characters_suite_share_nothing_between_splits(script: Script) -> None:
     suite = script("suite_characters")
     texts = [f"text {number} " * 40 for number in range(40)]
@@ -156,6 +192,20 @@ def test_a_search_is_said_to_win_only_where_its_test_score_is_better(script: Scr
     assert "| best trial of all methods | – | 0.100 ± 0.000 | – | 40.0 ± 0.0 | – | – |" in lines
 
 
+def test_two_methods_are_compared_tuned_or_both_at_their_defaults(script: Script) -> None:
+    table = script("scoreboard_table")
+    rows = made_up()
+    extra = [{**row, "label": "adamerging"} for row in rows if row["label"] == "ties" and row["settings"] == "default"]
+    board = table.board_of([*rows, *extra])
+    assert board.mean_gain("ties", "task_arithmetic", "images") == pytest.approx(0.2)  # .4 and .2
+    assert board.mean_gain("adamerging", "task_arithmetic", "images") == pytest.approx(0.2)  # .3 and .1
+    assert board.mean_gain("adamerging", "task_arithmetic", "characters") == pytest.approx(-0.2)
+    (said,) = [line for line in table.orders(board) if "adamerging" in line]
+    assert said.startswith(
+        "`adamerging` above `task_arithmetic` (Yang et al. 2024), both at their defaults: comes back in"
+    )
+
+
 def test_the_verdict_names_the_methods_that_differ_from_the_best(script: Script) -> None:
     ranks, verdict = script("ranks").ranks_of, script("scoreboard_table").verdict
     blocks = 40
@@ -198,13 +248,14 @@ def test_the_page_says_what_the_kept_results_say(script: Script) -> None:
     assert all(line in page for line in content["answers"])
 
 
-CHOSEN = "task_arithmetic;linear;regmean;task_arithmetic, then subspace_boosting;slerp"
+LEARNED = ("regmean_plusplus", "least_squares", "localize_and_stitch, learned masks", "learned_soup", "adamerging")
+CHOSEN = ";".join(("task_arithmetic;linear;regmean;task_arithmetic, then subspace_boosting;slerp", *LEARNED))
 
 
 @pytest.fixture(scope="module")
 def run(script: Script, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Any]]:
     """Return a function that runs the script on the smallest suite, with a cache that all tests share."""
-    rows, settings = script("scoreboard_rows"), script("merge_settings")
+    rows, settings, learned = (script(name) for name in ("scoreboard_rows", "merge_settings", "scoreboard_learned"))
     folder = tmp_path_factory.mktemp("scoreboard")
 
     def invoke(*options: str) -> tuple[str, Any, Path]:
@@ -220,6 +271,8 @@ def run(script: Script, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ca
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(rows, "SEARCH_TRIALS", 3)
+        patch.setattr(learned, "EVIDENCE_EXAMPLES", 16)
+        patch.setattr(learned, "ADAMERGING", replace(learned.ADAMERGING, steps=3))
         patch.setattr(settings, "SUMS", (0.3, 1.0))
         patch.setattr(
             settings, "SPACES", {"task_arithmetic": {"lambda": (0.3, 1.0)}, "regmean": {"reduce": (0.5, 0.9)}}
@@ -230,6 +283,7 @@ def run(script: Script, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ca
 def test_a_shrunk_suite_gives_the_table_the_answers_and_the_picture(run: Callable[..., Any]) -> None:
     printed, content, folder = run()
     assert "| `task_arithmetic` |" in printed
+    assert all(f"| `{label}` (learned) |" in printed for label in LEARNED)
     assert "slerp is left out: merges one model with its base" in printed
     assert (folder / "figures" / "scoreboard.png").stat().st_size > 10_000
     rows = {(row["label"], row["settings"], row["seed"]): row for row in content["rows"] if "scores" in row}
