@@ -111,7 +111,6 @@ ORDERS: Sequence[tuple[str, str, str]] = (
     ("fisher", "linear", "Matena and Raffel 2022"),
     ("regmean", "fisher", "Jin et al. 2023"),
     ("consensus", "task_arithmetic", "Wang et al. 2024, TALL masks"),
-    ("dc_merge", "task_arithmetic", "DC-Merge 2026"),
     ("optmerge", "wudi", "OptMerge 2025"),
     ("task_arithmetic, then svc", "task_arithmetic", "SVC 2026"),
     ("task_arithmetic, then subspace_boosting", "task_arithmetic", "Skorobogat et al. 2025"),

@@ -111,41 +111,6 @@ def wudi(models: Arrays, base: Array, factor: float = 1.0, steps: int = 0) -> Ar
     return base + factor * merged
 
 
-def dc_merge(
-    models: Arrays,
-    base: Array,
-    factor: float = 1.0,
-    rank: int = 0,
-    smoothing: str = "none",
-    rho: float = 5.0,
-    density: float = 0.001,
-) -> Array:
-    """Element by element in the shared basis, and only in the block of each task."""
-    ds = deltas(models, base)
-    if base.ndim != 2:
-        return base + factor * sum(ds) / len(ds)
-    share = max(1, min(base.shape) // len(ds))
-    parts = [svd(d, min(rank, share) if rank else share) for d in ds]
-    left, right = polar(np.hstack([u for u, _, _ in parts])), polar(np.vstack([v for _, _, v in parts]))
-    kept = []
-    for u, sigma, v in parts:
-        line = {"none": sigma, "mean": np.ones_like(sigma)}.get(smoothing)
-        if line is None:
-            line = np.linspace(min(rho, sigma[0] / sigma[-1]), 1, len(sigma))
-        inner = left.T @ u @ np.diag(line * sigma.sum() / line.sum()) @ v @ right.T
-        threshold = np.sort(np.abs(inner).ravel())[-max(1, int(density * inner.size))]
-        kept.append(np.where(np.abs(inner) >= threshold, inner, 0))
-    merged, start = np.zeros_like(kept[0]), 0
-    for _, sigma, _ in parts:
-        for row in range(start, start + len(sigma)):
-            for column in range(start, start + len(sigma)):
-                values = [matrix[row, column] for matrix in kept]
-                agreeing = [value for value in values if value * sum(values) > 0]
-                merged[row, column] = sum(agreeing) / max(1, len(agreeing))
-        start += len(sigma)
-    return base + factor * left @ merged @ right
-
-
 def svc(models: Arrays, base: Array, alpha: float | None = None) -> Array:
     """Direction by direction."""
     if base.ndim != 2:

@@ -122,7 +122,6 @@ _PARAMETERS: Mapping[str, Sequence[Mapping[str, Any]]] = {
     "ramplus_tl": ({}, {"epsilon": 0.5, "r": 0.4, "alpha": 0.8}),
     "passthrough": ({}, {"scale": -0.5}),
     "iso_cts": ({}, {"common": 0.3}),
-    "dc_merge": ({}, *({"density": 0.4, "smoothing": smoothing} for smoothing in ("none", "mean", "linear"))),
     "optmerge": ({}, {"tuning": "lora"}, {"steps": 0, "lambda": 0.5}, {"tuning": "lora", "steps": 0}),
     "knots": ({}, {"density": 0.4}, {"inner": "task_arithmetic"}),
     "core_space": ({}, {"density": 0.4}, {"inner": "task_arithmetic"}),

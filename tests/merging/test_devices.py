@@ -21,7 +21,6 @@ ON_DEVICE = [name for name, row in METHODS.items() if row.on_device]
 def test_the_methods_on_matrices_are_known() -> None:
     decomposing = [
         "core_space",
-        "dc_merge",
         "iso_c",
         "iso_cts",
         "knots",

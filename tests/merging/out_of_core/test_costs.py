@@ -96,8 +96,6 @@ def test_a_merge_takes_no_more_memory_than_it_says(
 @pytest.mark.parametrize(
     ("method", "models", "parameters"),
     [
-        ("dc_merge", "ab", {}),
-        ("dc_merge", "abcd", {"smoothing": "linear", "density": 1.0}),
         ("svc", "ab", {}),
         ("optmerge", "ab", {"steps": 2}),
         ("optmerge", "abcd", {"steps": 2}),
