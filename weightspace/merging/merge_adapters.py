@@ -65,15 +65,13 @@ def merge_adapters(
     Args:
         adapters: folders of PEFT, files of kohya, LyCORIS (LoCon, LoHa, LoKr) or diffusers; ranks, scales and targets
             may differ. A tensor that an adapter lacks has ``ΔW = 0``.
-        out: a new folder, or that of an adapter that this library made, which is replaced; for kohya and diffusers a
-            file that ends in ``.safetensors``.
+        out: a folder, for kohya and diffusers a ``.safetensors`` file; an adapter that this library made is replaced.
         method: ``knots``, ``core_space`` or ``linear`` (``Σ w ΔW``, exact; its rank is the sum of all ranks).
         inner: the method that merges the coordinates, with zero as its base: any of ``METHODS`` that needs a base and
             no evidence. Default: ``ties``; ``linear`` has none.
         weights: one finite number per adapter; default: those of the inner method, and ``1 / T`` for ``linear``.
         density, lambda_: options of the inner method.
-        rank: largest rank of the result; larger ones are reduced to it by the singular value decomposition of the
-            product, computed from its factors.
+        rank: largest rank of the result; larger ones are reduced by the singular values of the product of the factors.
         format: ``peft``, ``kohya`` or ``diffusers``; by default that of all inputs.
         parameters: other options of the inner method by name.
         force: replace an adapter that this library did not make.
@@ -86,7 +84,7 @@ def merge_adapters(
         CheckpointError: an adapter is missing or damaged, has a tensor that isn't understood, DoRA or fully trained
             modules, or does not fit the others; a name can't be written in the format; ``out`` is something other than
             an adapter, or writing fails.
-        WeightspaceError: the methods, the weights or the options are invalid, or a factor holds NaN or infinity.
+        WeightspaceError: a method, weight or option is invalid, or a factor holds NaN or infinity.
 
     Source:
         Stoica et al. 2025, https://arxiv.org/abs/2410.19735, section 4; Panariello et al. 2025,
