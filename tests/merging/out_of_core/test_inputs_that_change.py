@@ -12,7 +12,7 @@ from click.testing import CliRunner
 
 import weightspace as ws
 from weightspace import cli
-from weightspace.checkpoints import StateDict
+from weightspace.checkpoints import StateDict, provenance
 from weightspace.errors import CheckpointError
 from weightspace.merging import ExecutionOptions, merge_files
 from weightspace.merging.out_of_core import run
@@ -101,7 +101,7 @@ def test_a_file_that_becomes_shorter_is_one_line_in_every_executor(
 def test_the_old_output_stays_however_an_input_changes(
     change: Change, out: str, merge: Callable[..., None], tmp_path: Path
 ) -> None:
-    ws.save_checkpoint({"old": torch.ones(3)}, tmp_path / out)
+    ws.save_checkpoint({"old": torch.ones(3)}, tmp_path / out, metadata=provenance([], "linear", {}))
     with pytest.raises(CheckpointError, match=r"a\.safetensors changed during the merge"):
         merge(change, tmp_path / "a.safetensors", out=out)
     assert list(ws.load_checkpoint(tmp_path / out)) == ["old"]

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import weightspace as ws
-from weightspace.checkpoints import atomic_write
+from weightspace.checkpoints import atomic_write, provenance
 from weightspace.errors import CheckpointError
 from weightspace.merging import ExecutionOptions, merge_files
 from weightspace.merging.out_of_core import staging as staging_module
@@ -242,7 +242,7 @@ def test_leftovers_of_an_interrupted_run_do_not_get_into_the_output(folder: Path
 
 
 def test_a_link_to_a_file_of_another_name_is_filled_in_as_what_the_link_is_called(folder: Path) -> None:
-    ws.save_checkpoint({"old": torch.ones(2)}, "blob.safetensors")
+    ws.save_checkpoint({"old": torch.ones(2)}, "blob.safetensors", metadata=provenance([], "linear", {}))
     Path("blob.safetensors").rename("blob")
     for name in ("out.safetensors", "out.pt"):
         Path(name).symlink_to("blob")
