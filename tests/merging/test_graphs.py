@@ -199,3 +199,18 @@ def test_what_cannot_be_computed_goes_over_the_disk(text: str, folder: Path) -> 
     merge(text)
     assert reproduce("out").equal
     assert {path.name for path in Path().iterdir()} == {"base", "a", "b", "c", "recipe.yml", "out"}
+
+
+def test_a_document_with_the_name_of_a_folder_is_reported(folder: Path) -> None:
+    def noted(name: str, out: str, **execution: object) -> list[str]:
+        text = f"name: {name}\n{INNER['linear']}\n---\nmerge_method: linear\nparameters: {{weight: 1}}\n"
+        warnings = merge(text + f"models: [{{model: {name}}}, {{model: ./c}}]\n", out, **execution).warnings
+        return [line for line in warnings if "not the folder" in line]
+
+    assert noted("c", "out") == [
+        "The model 'c' is the result of the document of that name, not the folder c. Write ./c for the folder, or give "
+        "the document another name."
+    ]
+    assert not noted("first", "other")
+    for _ in range(2):  # the folder is the result
+        assert not noted("first", "kept", intermediate_dir=".")

@@ -96,21 +96,6 @@ def test_documents_merge_to_what_their_stages_by_hand_merge_to(folder: Path) -> 
     assert (config["torch_dtype"], config["num_hidden_layers"]) == ("bfloat16", 3)
 
 
-def test_a_document_with_the_name_of_a_folder_is_reported(folder: Path) -> None:
-    def noted(name: str, out: str, **options: Any) -> list[str]:
-        text = FIRST.replace("first", name) + "---\nmerge_method: linear\nparameters: {weight: 1}\n"
-        warnings = merge(text + f"models: [{{model: {name}}}, {{model: ./c}}]\n", out, **options).warnings
-        return [line for line in warnings if "not the folder" in line]
-
-    assert noted("c", "out") == [
-        "The model 'c' is the result of the document of that name, not the folder c. Write ./c for the folder, or give "
-        "the document another name."
-    ]
-    assert not noted("first", "other")
-    for _ in range(2):  # the folder is the result
-        assert not noted("first", "kept", intermediate_dir=".")
-
-
 def test_intermediate_results_are_not_rounded_to_the_dtype_of_the_models(folder: Path) -> None:
     half = "merge_method: linear\nmodels: [{model: %s}, {model: %s}]\nparameters: {weight: 1}\ndtype: bfloat16\n"
     merge(f"name: x\n{half % ('a', 'b')}---\nname: y\n{half % ('base', 'c')}---\n{half % ('x', 'y')}")
