@@ -1,7 +1,7 @@
 """Fixtures of all tests: one torch thread, and networks that are trained once, also by several workers.
 
-This folder is put on the path, which --import-mode=importlib leaves off it, for ``parametrized_networks`` and
-``local_hub``.
+This folder is put on the path, which --import-mode=importlib leaves off it, for the modules beside this one that tests
+share.
 """
 
 import fcntl

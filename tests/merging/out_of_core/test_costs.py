@@ -1,14 +1,13 @@
 """Memory of merges against the plan, for methods that hold many copies, and for many models."""
 
-import ctypes
-import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from measured_merges import measure_merge, measuring_process
 
 import weightspace as ws
 from weightspace.merging import ExecutionOptions, OutputOptions, merge_files
@@ -18,10 +17,6 @@ SHAPES = {"slices": (2, 2048, 1024), "rows": (2048, 2048), "vector": (2**22,)}
 
 #: A matrix whose singular vectors are found in less than a second: 2 MB in float32.
 SQUARE = {"square": (704, 704)}
-
-#: The option of glibc's ``mallopt`` that sets from how many bytes on an allocation is returned as soon as it is freed,
-#: and its largest value.
-MMAP_THRESHOLD, LARGEST_THRESHOLD = -3, 2**25
 
 
 @pytest.fixture(scope="module")
@@ -34,39 +29,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture
-def returned_memory() -> Iterator[None]:
-    """Return freed memory to the system at once, so that a process's size is what it holds."""
-    libc = ctypes.CDLL("libc.so.6")
-    libc.mallopt(MMAP_THRESHOLD, 2**16)
-    libc.malloc_trim(0)
-    yield
-    libc.mallopt(MMAP_THRESHOLD, LARGEST_THRESHOLD)
+@pytest.fixture(scope="module")
+def process() -> Iterator[ProcessPoolExecutor]:
+    with measuring_process() as process:
+        yield process
 
 
-def private_memory() -> int:
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("RssAnon:"))
-
-
-@contextmanager
-def sampled(peak: list[int]) -> Iterator[None]:
-    ended = threading.Event()
-
-    def sample() -> None:
-        while not ended.wait(0.001):
-            peak[0] = max(peak[0], private_memory())
-
-    thread = threading.Thread(target=sample)
-    thread.start()
-    try:
-        yield
-    finally:
-        ended.set()
-        thread.join()
-
-
-@pytest.mark.usefixtures("returned_memory")
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize(
     ("method", "models", "parameters"),
@@ -87,12 +55,17 @@ def sampled(peak: list[int]) -> Iterator[None]:
     ids=str,
 )
 def test_a_merge_takes_no_more_memory_than_it_says(
-    method: str, models: str, parameters: dict[str, Any], shape: str, folder: Path, tmp_path: Path
+    method: str,
+    models: str,
+    parameters: dict[str, Any],
+    shape: str,
+    folder: Path,
+    tmp_path: Path,
+    process: ProcessPoolExecutor,
 ) -> None:
-    check_memory(method, models, parameters, shape, folder, tmp_path)
+    check_memory(method, models, parameters, shape, folder, tmp_path, process)
 
 
-@pytest.mark.usefixtures("returned_memory")
 @pytest.mark.parametrize(
     ("method", "models", "parameters"),
     [
@@ -103,13 +76,19 @@ def test_a_merge_takes_no_more_memory_than_it_says(
     ids=str,
 )
 def test_a_merge_of_matrices_takes_no_more_memory_than_it_says(
-    method: str, models: str, parameters: dict[str, Any], folder: Path, tmp_path: Path
+    method: str, models: str, parameters: dict[str, Any], folder: Path, tmp_path: Path, process: ProcessPoolExecutor
 ) -> None:
-    check_memory(method, models, parameters, "square", folder, tmp_path)
+    check_memory(method, models, parameters, "square", folder, tmp_path, process)
 
 
 def check_memory(
-    method: str, models: str, parameters: dict[str, Any], shape: str, folder: Path, tmp_path: Path
+    method: str,
+    models: str,
+    parameters: dict[str, Any],
+    shape: str,
+    folder: Path,
+    tmp_path: Path,
+    process: ProcessPoolExecutor,
 ) -> None:
     """Check that a merge from files takes less than its report says, base included."""
     sources = [folder / f"{model}-{shape}.safetensors" for model in models]
@@ -119,13 +98,8 @@ def check_memory(
         "output": OutputOptions(hashes=False),
         "execution": ExecutionOptions(memory=2**32, threads=1, fsync=False),
     }
-    taken = []
-    for _ in range(2):  # the first one imports what it needs
-        before, peak = private_memory(), [0]
-        with sampled(peak):
-            report = merge_files(sources, tmp_path / "out", **options)
-        taken.append(peak[0] - before)
-    assert min(taken) < report.memory, f"{min(taken) / 2**20:.1f} of {report.memory / 2**20:.1f} MiB"
+    taken, report = process.submit(measure_merge, sources, tmp_path / "out", options).result()
+    assert taken < report.memory, f"{taken / 2**20:.1f} of {report.memory / 2**20:.1f} MiB"
 
 
 def test_methods_without_slices_are_planned_and_read_in_chunks(folder: Path, tmp_path: Path) -> None:
@@ -136,7 +110,6 @@ def test_methods_without_slices_are_planned_and_read_in_chunks(folder: Path, tmp
         assert report.memory < 36 * 2**20  # 48 MiB of inputs in float64
 
 
-@pytest.mark.usefixtures("returned_memory")
 @pytest.mark.parametrize("shape", [(512, 512), (1024, 256)])
 @pytest.mark.parametrize(
     ("method", "models"),
@@ -151,7 +124,7 @@ def test_methods_without_slices_are_planned_and_read_in_chunks(folder: Path, tmp
     ],
 )
 def test_singular_vectors_take_no_more_memory_than_they_say(
-    method: str, models: int, shape: tuple[int, int], tmp_path: Path
+    method: str, models: int, shape: tuple[int, int], tmp_path: Path, process: ProcessPoolExecutor
 ) -> None:
     for seed in range(models + 1):
         tensor = torch.randn(shape, generator=torch.Generator().manual_seed(seed))
@@ -163,17 +136,13 @@ def test_singular_vectors_take_no_more_memory_than_they_say(
         "output": OutputOptions(hashes=False),
     }
     options["execution"] = ExecutionOptions(memory=2**32, threads=1, fsync=False)
-    taken = []
-    for _ in range(2):
-        before, peak = private_memory(), [0]
-        with sampled(peak):
-            report = merge_files(sources, tmp_path / "out", **options)
-        taken.append(peak[0] - before)
-    assert min(taken) < report.memory < 10 * min(taken)
+    taken, report = process.submit(measure_merge, sources, tmp_path / "out", options).result()
+    assert taken < report.memory < 10 * taken
 
 
-@pytest.mark.usefixtures("returned_memory")
-def test_a_mean_of_many_models_takes_about_the_memory_of_that_of_a_few(tmp_path: Path) -> None:
+def test_a_mean_of_many_models_takes_about_the_memory_of_that_of_a_few(
+    tmp_path: Path, process: ProcessPoolExecutor
+) -> None:
     for index in range(40):
         ws.save_checkpoint({"w": torch.full((2**19,), float(index)).bfloat16()}, tmp_path / f"{index}.safetensors")
     options: dict[str, Any] = {
@@ -181,10 +150,8 @@ def test_a_mean_of_many_models_takes_about_the_memory_of_that_of_a_few(tmp_path:
         "execution": ExecutionOptions(threads=1, fsync=False),
     }
     taken = {}
-    for count in (8, 8, 40):  # the first one imports what it needs
-        before, peak = private_memory(), [0]
-        with sampled(peak):
-            merge_files([tmp_path / f"{index}.safetensors" for index in range(count)], tmp_path / "out", **options)
-        taken[count] = peak[0] - before
+    for count in (8, 40):
+        sources = [tmp_path / f"{index}.safetensors" for index in range(count)]
+        taken[count], _ = process.submit(measure_merge, sources, tmp_path / "out", options).result()
     assert taken[40] < taken[8] + 2**25
     assert torch.equal(ws.load_checkpoint(tmp_path / "out")["w"].unique(), torch.tensor([19.5]).bfloat16())
