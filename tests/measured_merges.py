@@ -28,15 +28,15 @@ def _return_memory() -> None:
 
 
 def measure_merge(sources: Sequence[Path], output: Path, options: dict[str, Any]) -> tuple[int, MergeReport]:
-    """Merge twice, since the first one imports what it needs, and return the bytes that the better one took."""
-    taken = []
+    """Merge twice, since the first one imports what it needs, and return the fewer bytes that one took."""
+    runs = []
     for _ in range(2):
         ctypes.CDLL("libc.so.6").malloc_trim(0)
         before, peak = _private_memory(), [0]
         with _sampled(peak):
             report = merge_files(sources, output, **options)
-        taken.append(peak[0] - before)
-    return min(taken), report
+        runs.append((peak[0] - before, report))
+    return min(runs, key=lambda run: run[0])
 
 
 def _private_memory() -> int:
