@@ -195,7 +195,15 @@ BAD: dict[str, tuple[dict[str, Tensor], str]] = {
         "'unet.x.y.lora_B.bias', which isn't",
     ),
     "an unknown prefix": (pair("lora_prior_unet_x"), "'lora_prior_unet_x.lora_down.weight', which isn't understood"),
-    "a product of another kind": ({"lora_unet_x.oft_blocks": ONES(2, 2, 2)}, "which isn't understood"),
+    "OFT": ({**pair("lora_unet_x"), "lora_unet_y.oft_blocks": ONES(2, 2, 2)}, "an adapter of OFT .'lora_unet_y.oft_"),
+    "GLoRA": (
+        {"lora_unet_x.alpha": torch.tensor(1.0), "lora_unet_x.a1.weight": ONES(2, 2)},
+        "GLoRA .* Apply it to its model",
+    ),
+    "(IA)³": (
+        {"lora_unet_x.weight": ONES(2), "lora_unet_x.on_input": torch.tensor(False)},
+        r"\(IA\)³ .* Apply it to its model",
+    ),
     "a tensor of a model": ({**pair("lora_unet_x"), "x.weight": ONES(3)}, "'x.weight', which isn't understood"),
     "PEFT's weights alone": ({"base_model.model.q.lora_A.weight": A}, "without its adapter_config.json"),
     "half a pair": ({"lora_unet_x.lora_down.weight": A}, "expected lora_down and lora_up"),

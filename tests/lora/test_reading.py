@@ -70,6 +70,7 @@ def test_saved_modules_take_the_place_of_tensors(write: Write, name: str) -> Non
 
 
 MISTAKES: dict[str, tuple[dict[str, Tensor] | None, dict[str, Any], str]] = {
+    "a prompt": (PAIR, {"peft_type": "PREFIX_TUNING"}, "learns prompts and changes no weight"),
     "another kind": (PAIR, {"peft_type": "IA3"}, "peft_type 'IA3'; expected 'LORA'"),
     "no kind": (PAIR, {"peft_type": None}, "expected 'LORA'"),
     "DoRA without magnitudes": (PAIR, {"use_dora": True}, "no magnitudes"),

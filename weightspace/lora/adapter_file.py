@@ -29,6 +29,13 @@ from weightspace.lora.scalars import read_scalar
 #: Roles of numbers that belong to a product and aren't factors.
 _BESIDE = ("alpha", "dora_scale", "magnitude", "bias")
 
+#: End of a tensor's name -> kind of adapter whose change isn't a product of factors that is added to a weight.
+_OTHER_KINDS = {
+    **dict.fromkeys((".oft_blocks", ".oft_diag", ".oft_R.weight"), "OFT"),
+    **dict.fromkeys((".a1.weight", ".a2.weight", ".b1.weight", ".b2.weight"), "GLoRA"),
+    **dict.fromkeys((".on_input", ".ia3_l"), "(IA)³"),
+}
+
 
 @dataclass
 class _Group:
@@ -74,7 +81,7 @@ def _groups(path: Path, contents: CheckpointMetadata) -> tuple[str, dict[str, _G
         elif (found := diffusers_module(name)) is not None:
             (module, role), written = found, "diffusers"
         else:
-            raise _unknown(path, name)
+            raise _unknown(path, name, contents)
         formats.setdefault(written, name)
         group = groups.setdefault(module.name, _Group(module))
         if role in group.roles:
@@ -90,12 +97,19 @@ def _groups(path: Path, contents: CheckpointMetadata) -> tuple[str, dict[str, _G
     return next(iter(formats)), groups
 
 
-def _unknown(path: Path, name: str) -> CheckpointError:
+def _unknown(path: Path, name: str, contents: CheckpointMetadata) -> CheckpointError:
     """Return the error for a tensor that isn't understood."""
     if name.startswith(PREFIX):
         return CheckpointError(
             f"{path} is the file of weights of PEFT's folder ({name!r}), without its {CONFIG}. Expected the folder."
         )
+    for end, kind in _OTHER_KINDS.items():
+        if other := next((one for one in contents.tensors if one.endswith(end)), None):
+            return CheckpointError(
+                f"{path} is an adapter of {kind} ({other[:200]!r}), whose change isn't a product of factors; "
+                "expected LoRA, LoHa, LoKr or full differences. Apply it to its model with the tool that trained it, "
+                "and merge the models."
+            )
     return CheckpointError(
         f"{path} has the tensor {name[:200]!r}, which isn't understood; expected factors of kohya (lora_unet_…"
         ".lora_down.weight), LyCORIS (LoCon, LoHa, LoKr, full) or diffusers (unet.….lora_A.weight). No tensor is left "
@@ -145,8 +159,11 @@ def _changes(
     product = next((own for own, (needed, other) in PRODUCTS.items() if present & {*needed, *other}), None)
     needed, optional = PRODUCTS[product or "low-rank"]
     if product is None or not set(needed) <= present or not present <= {*needed, *optional}:
-        found = ", ".join(sorted(roles.values()))
-        raise CheckpointError(f"{path}: the module {module.name!r} has only or also {found}; expected {_expected()}.")
+        found = ", ".join(sorted(name.removeprefix(f"{module.name}.") for name in roles.values()))
+        raise CheckpointError(
+            f"{path}: the tensors of the module {module.name!r} are {found}; expected {_expected()}. Is the file "
+            "complete?"
+        )
     for role in present:
         _check_float(contents, roles[role])
     shape, rank = product_shape(path, module.name, product, {role: contents.tensors[roles[role]] for role in present})

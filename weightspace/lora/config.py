@@ -36,6 +36,9 @@ _VARIANTS = {
 #: Initialisations that move a part of the model into the factors: ``B A`` then belongs to a modified model.
 _MOVED = ("pissa", "corda", "olora", "loftq", "lora_ga")
 
+#: Values of ``peft_type`` of adapters that are given to the model beside its inputs.
+_PROMPTS = ("PROMPT_TUNING", "MULTITASK_PROMPT_TUNING", "P_TUNING", "PREFIX_TUNING", "ADAPTION_PROMPT", "CPT")
+
 #: Types of fields -> their names in errors.
 _KINDS: Mapping[type, str] = {list: "a list", dict: "an object", bool: "true or false", str: "a word"}
 
@@ -175,6 +178,11 @@ def _read(folder: Path) -> dict[str, Any]:
 def _check_kind(folder: Path, fields: Mapping[str, Any]) -> None:
     """Check that the adapter is a plain LoRA."""
     kind = fields.get("peft_type")
+    if kind in _PROMPTS:
+        raise CheckpointError(
+            f"{folder} is an adapter of peft_type {kind!r}, which learns prompts and changes no weight; expected "
+            "'LORA'. It can't be merged: use it with the model that it was trained for."
+        )
     if kind != "LORA":
         raise CheckpointError(
             f"{folder} is an adapter of peft_type {kind!r}; expected 'LORA'. Merge it into its model with PEFT first."
