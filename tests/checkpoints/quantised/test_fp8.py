@@ -149,6 +149,23 @@ def test_a_scale_that_is_no_number_is_an_error_of_the_merge(tmp_path: Path) -> N
         ws.merge_files([tmp_path / "a.safetensors"] * 2, tmp_path / "out.safetensors")
 
 
+@pytest.mark.parametrize(("shape", "settings"), [((3, 40, 1), {}), ((3, 40), {}), ((3, 40), {"quant_method": "fp8"})])
+def test_scales_of_square_experts_that_fit_rows_and_columns_are_refused(
+    shape: tuple[int, ...], settings: dict[str, str], tmp_path: Path
+) -> None:
+    """FBGEMM's of the shape ``(experts, out, 1)`` are those of columns; its fixture has such a matrix."""
+    values, scale = fp8(3, 40, 40), scales(*shape)
+    model = folder(tmp_path / "a", settings, **{"e.down_proj": values, "e.down_proj_scale": scale})
+    if not settings:
+        (model / "config.json").unlink()
+    with pytest.raises(CheckpointError, match="they may belong to rows or to columns"):
+        load_dequantised(model)
+    model = folder(
+        tmp_path / "b", {"quant_method": "fp8"}, **{"e.down_proj": values, "e.down_proj_scale": scales(3, 40, 1)}
+    )
+    assert torch.equal(load_dequantised(model)["e.down_proj"], values.float() * scales(3, 40, 1))
+
+
 def test_experts_have_scales_per_matrix_column_or_block(tmp_path: Path) -> None:
     values = fp8(3, 40, 260)
     for shape, expected in {

@@ -21,6 +21,7 @@ from weightspace.checkpoints.quantised.companions import (
 from weightspace.checkpoints.quantised.format import Format, Found, Settings, Stored
 from weightspace.checkpoints.quantised.scaling import Grid, PowersOfTwo, ScaledTensor, grid_of
 from weightspace.checkpoints.quantised.settings import described_weights, transforms
+from weightspace.errors import CheckpointError
 
 if TYPE_CHECKING:
     from weightspace.checkpoints.reader import RangeReader
@@ -78,11 +79,34 @@ def _grid(shape: tuple[int, ...], scales: TensorInfo, settings: Settings) -> Gri
     """Return the blocks of a tensor that have a scale each, or None if the scales don't fit it."""
     block = _block(settings)
     if not is_power_of_two(scales):
-        return grid_of(shape, scales.shape, block or (BLOCK, BLOCK)) if scales.dtype in _DTYPES else None
+        own = _broadcast_shape(shape, scales.shape, settings)
+        return grid_of(shape, own, block or (BLOCK, BLOCK)) if scales.dtype in _DTYPES else None
     is_mx = len(shape) > 1 and scales.shape == (*shape[:-1], -(-shape[-1] // _MX))
     if scales.dtype == "U8" and not (is_mx and block in (None, (1, _MX))):
         return None
     return grid_of(shape, scales.shape, block or ((1, _MX) if is_mx else (BLOCK, BLOCK)))
+
+
+def _broadcast_shape(shape: tuple[int, ...], scales: tuple[int, ...], settings: Settings) -> tuple[int, ...]:
+    """Return the shape of scales so that they are broadcast to the tensor.
+
+    transformers gives FBGEMM's scales of ``down_proj`` of experts, a stack of matrices ``(in, out)``, the shape
+    ``(experts, out, 1)``.
+
+    Raises:
+        CheckpointError: the matrices are square, and nothing says whether the scales belong to rows or to columns.
+    """
+    if len(shape) != 3 or shape[2] == 1:
+        return scales
+    if settings.method == "fbgemm_fp8" and scales == (shape[0], shape[2], 1):
+        return shape[0], 1, shape[2]
+    is_unclear = scales == shape[:2] or (scales == (*shape[:2], 1) and settings.method == "")
+    if shape[1] == shape[2] and is_unclear:
+        raise CheckpointError(
+            f"The FP8 scales of a stack of square matrices {shape} have the shape {scales}: they may belong to rows or "
+            f"to columns. Expected {(*shape[:2], 1)} or {(shape[0], 1, shape[2])}, and a quant_method in config.json."
+        )
+    return scales
 
 
 def _granularity(grid: Grid, shape: tuple[int, ...]) -> str:
