@@ -39,6 +39,17 @@ def test_a_lightning_checkpoint_is_read_without_its_hyperparameters() -> None:
     assert "left out, since only tensors are read: objects of __main__.Config" in note
 
 
+def test_a_folder_of_lightning_with_sharded_weights_is_the_full_state_dict() -> None:
+    folder = Path(__file__).parent / "lightning-sharded"
+    state, full = ws.load_checkpoint(folder / "step=2.ckpt"), torch.load(folder / "full.pt")
+    assert state.keys() == full.keys()
+    assert all(torch.equal(state[name], full[name]) for name in full)
+    (note,) = read_contents(folder / "step=2.ckpt").notes
+    assert "Left out: " in note
+    assert "optimizer tensors" in note
+    assert find_checkpoints(folder)[0].step == 2
+
+
 def test_a_run_of_lightning_is_averaged(tmp_path: Path) -> None:
     found = find_checkpoints(LIGHTNING)
     assert [checkpoint.step for checkpoint in found] == [2, 4]
