@@ -12,6 +12,7 @@ LEFT_OUT = frozenset(
     {
         *("input_scale", "scale_input", "activation_scale", "input_activation_scale", "output_scale", "qscale_act"),
         *("k_scale", "v_scale", "q_scale", "kv_scale", "prob_scale", "input_global_scale", "input_scale_ub"),
+        *("gate_up_proj_input_scale", "down_proj_input_scale"),
     }
 )
 
