@@ -25,6 +25,7 @@ CONFIGURATIONS = {
     "modelopt-nvfp4": "NVFP4_DEFAULT_CFG",
     "modelopt-mxfp8": "MXFP8_DEFAULT_CFG",
     "modelopt-fp8-channel": "FP8_PER_CHANNEL_PER_TOKEN_CFG",
+    "modelopt-fp8-block": "FP8_2D_BLOCKWISE_WEIGHT_ONLY_CFG",
     "modelopt-experts-nvfp4": "NVFP4_DEFAULT_CFG",
     "modelopt-experts-mxfp8": "MXFP8_DEFAULT_CFG",
     "modelopt-experts-fp8": "FP8_DEFAULT_CFG",
@@ -32,12 +33,13 @@ CONFIGURATIONS = {
 }
 
 
-def network(experts: bool) -> Any:
-    """Return a network whose matrices are as wide as blocks need."""
+def network(name: str) -> Any:
+    """Return the network of a folder, whose matrices are as wide as blocks need."""
     torch.manual_seed(0)
-    sizes: dict[str, Any] = {"vocab_size": 8, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1}
+    inner = 192 if "block" in name else 64  # more than one block, the last of which isn't full
+    sizes: dict[str, Any] = {"vocab_size": 8, "hidden_size": 32, "intermediate_size": inner, "num_hidden_layers": 1}
     heads: dict[str, Any] = {"num_attention_heads": 2, "num_key_value_heads": 1, "max_position_embeddings": 16}
-    if not experts:
+    if "experts" not in name:
         return LlamaForCausalLM(LlamaConfig(architectures=["LlamaForCausalLM"], **sizes, **heads)).bfloat16()
     others: dict[str, Any] = {"intermediate_size_mlp": 32, "num_local_experts": 2, "interleave_moe_layer_step": 1}
     config = Llama4TextConfig(architectures=["Llama4ForCausalLM"], head_dim=16, **sizes, **heads, **others)
@@ -63,6 +65,10 @@ def values(stored: dict[str, Tensor], name: str) -> Tensor:
         tensors: Any = import_module("modelopt.torch.quantization.qtensor")
         own = tensors.MXFP8QTensor(packed.shape, torch.float32, packed)
         return own.dequantize(dtype=torch.float32, scale=scale)
+    if scale.dim() == 4:
+        rows, columns = packed.shape
+        blocks = scale[:, 0, :, 0].repeat_interleave(128, 0).repeat_interleave(128, 1)
+        return packed.float() * blocks[:rows, :columns]
     return packed.float() * scale.view(-1, *[1] * (packed.dim() - 1))
 
 
@@ -81,7 +87,7 @@ def main() -> None:
     for name, configuration in CONFIGURATIONS.items():
         shutil.rmtree(DATA / name, ignore_errors=True)
         run: Any = (lambda net: net(torch.arange(8)[None])) if name.endswith("-fp8") else None
-        quantised = quantising.quantize(network("experts" in name), getattr(quantising, configuration), run)
+        quantised = quantising.quantize(network(name), getattr(quantising, configuration), run)
         exporting.export_hf_checkpoint(quantised, export_dir=str(DATA / name))
         (DATA / name / "generation_config.json").unlink(missing_ok=True)
         stored = load_file(DATA / name / "model.safetensors")

@@ -90,12 +90,14 @@ def _grid(shape: tuple[int, ...], scales: TensorInfo, settings: Settings) -> Gri
 def _broadcast_shape(shape: tuple[int, ...], scales: tuple[int, ...], settings: Settings) -> tuple[int, ...]:
     """Return the shape of scales so that they are broadcast to the tensor.
 
-    transformers gives FBGEMM's scales of ``down_proj`` of experts, a stack of matrices ``(in, out)``, the shape
-    ``(experts, out, 1)``.
+    ModelOpt gives scales of blocks the shape ``(rows, 1, columns, 1)``. transformers gives FBGEMM's scales of
+    ``down_proj`` of experts, a stack of matrices ``(in, out)``, the shape ``(experts, out, 1)``.
 
     Raises:
         CheckpointError: the matrices are square, and nothing says whether the scales belong to rows or to columns.
     """
+    if len(shape) == 2 and len(scales) == 4 and scales[1::2] == (1, 1):
+        return scales[::2]
     if len(shape) != 3 or shape[2] == 1:
         return scales
     if settings.method == "fbgemm_fp8" and scales == (shape[0], shape[2], 1):
