@@ -73,6 +73,23 @@ def test_files_of_tasks_are_part_of_the_cache_key(harness: Path) -> None:
     assert score.command == "lm-eval:animals.yaml,arc_easy 0.4.13 cpu"
 
 
+def test_files_that_tasks_name_are_part_of_the_cache_key(harness: Path) -> None:
+    tasks, data = Path("tasks"), Path("data")
+    for folder in (tasks, data):
+        folder.mkdir()
+    (tasks / "animals.yaml").write_text(
+        "include: common.yaml\ndataset_path: json\ndataset_kwargs: {data_files: {test: 'data/*.jsonl', "
+        'validation: "beside.jsonl"}}\nprocess_docs: !function code.prepared\ndescription: "a * and ** of /"\n'
+    )
+    (tasks / "common.yaml").write_text("metric_list: []\ndoc_to_text: !function more.text\n")
+    others = ("tasks/code.py", "tasks/more.py", "data/1.jsonl", "data/2.jsonl", "tasks/beside.jsonl")
+    for name in (*others, "unnamed.jsonl"):
+        Path(name).write_text("")
+    expected = {"tasks/animals.yaml", "tasks/common.yaml", *others}
+    assert LmEvalScore("tasks/animals.yaml").files().keys() == expected
+    assert LmEvalScore("tasks").files().keys() == expected
+
+
 def test_a_search_by_the_harness(harness: Path) -> None:
     Path("report.json").write_text(json.dumps({**REPORT, "weights": True}))
     for name, value in {"zero": 0.0, "one": 1.0}.items():

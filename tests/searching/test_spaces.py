@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 
 from weightspace.errors import WeightspaceError
+from weightspace.searching.candidates import Candidate
 from weightspace.searching.engines import make_engine
 from weightspace.searching.space import Dimension, read_space
 
@@ -83,6 +84,8 @@ def test_values_along_a_dimension() -> None:
         ({"search": [0, 1], "name": 3}, "the name of parameters.density is 3"),
         ({"choices": []}, "expected a list of values"),
         ({"choices": "ties"}, "expected a list of values"),
+        ({"choices": [{"search": [0, 1]}, 2]}, "a choice of parameters.density is itself a range"),
+        ({"choices": [[{"filter": "w", "value": {"choices": [1]}}], 2]}, "is itself a range or a list of choices"),
         ({"choices": [1, 2], "log": True}, "log and integer are for ranges"),
         (0.5, "has nothing to search"),
     ],
@@ -134,6 +137,14 @@ def test_parameters_of_other_choices_are_left_out() -> None:
     assert chosen["models"] == [{"model": "a", "parameters": {}}]
     assert (chosen["parameters"], chosen["then"]) == ({"lambda": 0.7}, [step])
     assert space.chosen({"merge_method": "ties", "parameters.density": 0.2})[0]["parameters"]["density"] == 0.2
+
+
+def test_a_method_that_is_no_name_is_told_when_the_candidate_is_made() -> None:
+    for node in ({"search": [0, 1]}, {"choices": [["ties"], "della"]}):
+        space = read_space([{**RECIPE, "merge_method": node}], "r.yml")
+        values = {one.name: one.at(0.2) for one in space.dimensions}
+        with pytest.raises(WeightspaceError, match="merge_method must be a non-empty string"):
+            _ = Candidate(space.written(values), "r.yml").recipe
 
 
 def test_a_grid_of_many_trials_is_made_at_once() -> None:

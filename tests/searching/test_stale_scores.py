@@ -53,7 +53,8 @@ def test_a_changed_configuration_is_scored_again(further: dict[str, Any], folder
 def test_evidence_of_earlier_documents_is_read(tiny: Path) -> None:
     state = ws.load_checkpoint("a.safetensors")
     for name in "ab":
-        ws.save_checkpoint({key: torch.ones_like(tensor) for key, tensor in state.items()}, f"{name}.fisher.safetensors")
+        fisher = {key: torch.ones_like(tensor) for key, tensor in state.items()}
+        ws.save_checkpoint(fisher, f"{name}.fisher.safetensors")
     models = [{"model": f"{name}.safetensors", "evidence": f"{name}.fisher.safetensors"} for name in "ab"]
     first = {"name": "mean", "merge_method": "fisher", "models": models}
     second = {"merge_method": "slerp", "base_model": "base.safetensors", "models": [{"model": "mean"}]}

@@ -252,6 +252,11 @@ def _list(node: Mapping[str, Any], name: str, title: str, where: str) -> Dimensi
         raise WeightspaceError(f"{where}: the choices of {title} are {choices!r:.60}; expected a list of values.")
     if set(node) & {"log", "integer"}:
         raise WeightspaceError(f"{where}: {title} is a list of choices; log and integer are for ranges.")
+    if any(_nodes(choices, ())):
+        raise WeightspaceError(
+            f"{where}: a choice of {title} is itself a range or a list of choices; expected values without searched "
+            "ones. Search them in a recipe of their own."
+        )
     unique = [choice for index, choice in enumerate(choices) if choice not in choices[:index]]
     return Dimension(name, choices=tuple(unique))
 
