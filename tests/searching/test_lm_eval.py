@@ -30,6 +30,12 @@ GROUPED = {
     "group_subtasks": {"all": ["one"], "text": []},
     "higher_is_better": {"all": {"acc": True}, "text": {"ppl": False}},
 }
+#: A group that isn't aggregated has a row without a metric.
+LISTED = {
+    "results": {"both": {" ": " ", "alias": "both"}, "one": {"acc,none": 0.9}, "text": {"ppl,none": 3.0}},
+    "group_subtasks": {"both": ["one", "text"], "one": [], "text": []},
+    "higher_is_better": {"text": {"ppl": False}},
+}
 MODULE = """
 import json, pathlib, sys
 arguments = dict(zip(sys.argv[1::2], sys.argv[2::2]))
@@ -60,7 +66,7 @@ def harness(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tiny
 
 
-@pytest.mark.parametrize(("report", "score"), [(REPORT, 0.5), (GROUPED, (0.25 - 3) / 2)])
+@pytest.mark.parametrize(("report", "score"), [(REPORT, 0.5), (GROUPED, (0.25 - 3) / 2), (LISTED, (0.9 - 3) / 2)])
 def test_the_first_metric_of_every_task_counts(report: dict[str, Any], score: float, harness: Path) -> None:
     Path("report.json").write_text(json.dumps(report))
     assert LmEvalScore("animals")(Path("model")) == score

@@ -33,6 +33,8 @@ _WORD = re.compile(r"[^\s\"'\[\]{},]+")
 class LmEvalScore:
     """The mean over tasks of the harness of each one's first metric, negated where lower is better.
 
+    A group of tasks that has no metric counts as the mean of its tasks.
+
     Attributes:
         tasks: names of tasks or paths of their YAML files, separated by commas.
         device: device that the model runs on.
@@ -134,13 +136,15 @@ def _named(report: Mapping[str, Any]) -> list[str]:
 
 
 def _score(name: str, report: Mapping[str, Any]) -> float:
-    """Return the first metric of a task, negated if lower is better.
+    """Return the first metric of a task, negated if lower is better; of a group without one, the mean of its tasks.
 
     Raises:
-        WeightspaceError: it has none.
+        WeightspaceError: there is none.
     """
-    for key, value in report["results"][name].items():
+    for key, value in report.get("results", {}).get(name, {}).items():
         metric = key.partition(",")[0]
         if "," in key and not metric.endswith("_stderr") and isinstance(value, int | float):
             return value if report.get("higher_is_better", {}).get(name, {}).get(metric, True) else -value
+    if parts := report.get("group_subtasks", {}).get(name):
+        return sum(_score(part, report) for part in parts) / len(parts)
     raise WeightspaceError(f"lm_eval reports no metric of {name}.")
