@@ -147,6 +147,9 @@ def test_a_reference_that_beats_the_whole_front_is_named(tiny: Path) -> None:
     assert found.compared in [row.name for row in found.rows[:-1]]
 
 
+LINES: dict[str, Any] = {"merge_method": "lines", "parameters": {"alpha": 0.5}}
+
+
 @pytest.mark.filterwarnings("ignore:The gain over")
 @pytest.mark.parametrize("kind", ["then", "documents"])
 def test_merges_of_several_steps_are_compared_too(kind: str, tiny: Path) -> None:
@@ -154,7 +157,7 @@ def test_merges_of_several_steps_are_compared_too(kind: str, tiny: Path) -> None
     first: dict[str, Any] = {"merge_method": "task_arithmetic", "base_model": "base.safetensors", "models": models}
     weight = {"parameters": {"weight": {"search": [0, 1]}}}
     if kind == "then":
-        content: Any = {**first, "parameters": {"lambda": {"search": [0, 1]}}, "then": [{"merge_method": "lines"}]}
+        content: Any = {**first, "parameters": {"lambda": {"search": [0, 1]}}, "then": [LINES]}
         Path("steps.yml").write_text(__import__("yaml").safe_dump(content))
     else:
         last = {**first, "models": [{"model": "first", **weight}, models[1]]}
