@@ -106,10 +106,10 @@ def command(
     for path in (output, *reports):
         options.check_apart(path, recipe, said["space"], *tasks)
     from weightspace.searching.output_check import check_folder
-    from weightspace.searching.references import models_of
+    from weightspace.searching.references import models_named_in
 
     for path in (output, *reports):
-        options.check_apart(path, *models_of(recipe))
+        options.check_apart(path, *models_named_in(recipe))
         check_folder(Path(path))
     _check_output(recipe, output, said)
     loaded = [networks.load_any_task(name, data, device=said["device"]) for name in tasks]

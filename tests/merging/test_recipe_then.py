@@ -79,6 +79,12 @@ def test_a_step_that_compares_the_merge_with_its_models_gets_them() -> None:
         ({"then": []}, "then must be a list of steps"),
         ({"then": BOOST}, "then must be a list of steps"),
         ({"then": ["lines"]}, "then must be a list of steps"),
+        ({"then": [{"merge_method": "lines"}]}, "step 1 of then is lines with neither alpha nor beta"),
+        (
+            {"then": [SVC, {"merge_method": "lines", "parameters": {"alpha": None}}]},
+            "step 2 of then is lines with neither",
+        ),
+        ({"then": [{"merge_method": "lines", "parameters": [1]}]}, "step 1 of then is lines with neither"),
         ({"then": [{**BOOST, "models": []}]}, "step 1 of then has the key 'models'"),
         ({"then": [BOOST], "base_model": None}, "Give a base_model"),
         ({"then": [BOOST], "tokenizer_source": "union"}, "cannot be combined with tokenizer_source"),

@@ -30,6 +30,12 @@ GROUPED = {
     "group_subtasks": {"all": ["one"], "text": []},
     "higher_is_better": {"all": {"acc": True}, "text": {"ppl": False}},
 }
+#: A group that isn't aggregated has a row without a metric.
+LISTED = {
+    "results": {"both": {" ": " ", "alias": "both"}, "one": {"acc,none": 0.9}, "text": {"ppl,none": 3.0}},
+    "group_subtasks": {"both": ["one", "text"], "one": [], "text": []},
+    "higher_is_better": {"text": {"ppl": False}},
+}
 MODULE = """
 import json, pathlib, sys
 arguments = dict(zip(sys.argv[1::2], sys.argv[2::2]))
@@ -60,7 +66,7 @@ def harness(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tiny
 
 
-@pytest.mark.parametrize(("report", "score"), [(REPORT, 0.5), (GROUPED, (0.25 - 3) / 2)])
+@pytest.mark.parametrize(("report", "score"), [(REPORT, 0.5), (GROUPED, (0.25 - 3) / 2), (LISTED, (0.9 - 3) / 2)])
 def test_the_first_metric_of_every_task_counts(report: dict[str, Any], score: float, harness: Path) -> None:
     Path("report.json").write_text(json.dumps(report))
     assert LmEvalScore("animals")(Path("model")) == score
@@ -71,6 +77,23 @@ def test_files_of_tasks_are_part_of_the_cache_key(harness: Path) -> None:
     score = LmEvalScore("animals.yaml,arc_easy")
     assert list(score.files()) == ["animals.yaml"]
     assert score.command == "lm-eval:animals.yaml,arc_easy 0.4.13 cpu"
+
+
+def test_files_that_tasks_name_are_part_of_the_cache_key(harness: Path) -> None:
+    tasks, data = Path("tasks"), Path("data")
+    for folder in (tasks, data):
+        folder.mkdir()
+    (tasks / "animals.yaml").write_text(
+        "include: common.yaml\ndataset_path: json\ndataset_kwargs: {data_files: {test: 'data/*.jsonl', "
+        'validation: "beside.jsonl"}}\nprocess_docs: !function code.prepared\ndescription: "a * and ** of /"\n'
+    )
+    (tasks / "common.yaml").write_text("metric_list: []\ndoc_to_text: !function more.text\n")
+    others = ("tasks/code.py", "tasks/more.py", "data/1.jsonl", "data/2.jsonl", "tasks/beside.jsonl")
+    for name in (*others, "unnamed.jsonl"):
+        Path(name).write_text("")
+    expected = {"tasks/animals.yaml", "tasks/common.yaml", *others}
+    assert LmEvalScore("tasks/animals.yaml").files().keys() == expected
+    assert LmEvalScore("tasks").files().keys() == expected
 
 
 def test_a_search_by_the_harness(harness: Path) -> None:

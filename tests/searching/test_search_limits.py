@@ -22,6 +22,7 @@ from weightspace.progress import Progress
 from weightspace.searching import SearchOptions, candidates
 from weightspace.searching.output_check import check_output
 from weightspace.searching.search import space_of
+from weightspace.soups.evaluation import Place
 from weightspace.tasks import ClassificationTask
 
 from .test_search import TINY, Toy, digits_recipe
@@ -102,6 +103,39 @@ def test_the_progress_of_halving_ends_at_its_total(digits: ClassificationTask, t
     assert shares == pytest.approx([1 / 9] * 18 + [1 / 3] * 6 + [1] * 2)
 
 
+def test_equal_recipes_are_reported_too(tiny: Path) -> None:
+    events: list[Progress] = []
+    content = {**TINY, "models": [{"model": {"choices": ["a.safetensors", "b.safetensors"]}}]}
+    options = SearchOptions(engine="random", trials=7, references=False)
+    for place in (Place(), Place(workers=2)):
+        events.clear()
+        found = ws.search(content, _total, options=replace(options, place=place), on_progress=events.append)
+        assert [event.index for event in events] == list(range(1, 8))
+        expected = sorted(trial.scores["score"] for trial in found.trials)
+        assert sorted(event.value or 0.0 for event in events) == expected
+
+
+@pytest.mark.filterwarnings("ignore:The gain over")
+def test_references_are_of_the_winners_models_and_of_all_single_ones(tiny: Path) -> None:
+    for name, value in {"base": 0.0, "a": 1.0, "b": 3.0, "c": 2.0}.items():
+        ws.save_checkpoint({"w": torch.full((2,), value)}, f"{name}.safetensors")
+    models = {"choices": [f"{name}.safetensors" for name in "abc"]}
+    content = {**TINY, "models": [{"model": models, "parameters": {"weight": 1.0}}]}
+    options = SearchOptions(engine="grid", trials=9)
+    found = ws.search(content, lambda state: -abs(float(state["w"][0]) - 1.6), options=options)
+    assert found.trials[found.best].values == {"models[0].model": "c.safetensors"}
+    rows = {row.name: row for row in found.rows}
+    assert rows["best single model"].note == "c.safetensors"
+    tuned = rows["task arithmetic, λ tuned"]
+    assert ("c.safetensors" in tuned.recipe, tuned.note) == (True, "λ = 0.8")
+    highest = ws.search(content, lambda state: -abs(float(state["w"][0]) - 0.6), options=options)
+    assert {row.name: row.note for row in highest.rows}["best single model"] in ("a.safetensors", "base.safetensors")
+
+
+def _total(state: ws.StateDict) -> float:
+    return float(state["w"].sum())
+
+
 def test_a_reference_that_beats_the_whole_front_is_named(tiny: Path) -> None:
     for name, value in {"base": 0.0, "a": 1.0}.items():
         ws.save_checkpoint({"weight": torch.tensor([[value]])}, f"{name}.safetensors")
@@ -113,6 +147,9 @@ def test_a_reference_that_beats_the_whole_front_is_named(tiny: Path) -> None:
     assert found.compared in [row.name for row in found.rows[:-1]]
 
 
+LINES: dict[str, Any] = {"merge_method": "lines", "parameters": {"alpha": 0.5}}
+
+
 @pytest.mark.filterwarnings("ignore:The gain over")
 @pytest.mark.parametrize("kind", ["then", "documents"])
 def test_merges_of_several_steps_are_compared_too(kind: str, tiny: Path) -> None:
@@ -120,7 +157,7 @@ def test_merges_of_several_steps_are_compared_too(kind: str, tiny: Path) -> None
     first: dict[str, Any] = {"merge_method": "task_arithmetic", "base_model": "base.safetensors", "models": models}
     weight = {"parameters": {"weight": {"search": [0, 1]}}}
     if kind == "then":
-        content: Any = {**first, "parameters": {"lambda": {"search": [0, 1]}}, "then": [{"merge_method": "lines"}]}
+        content: Any = {**first, "parameters": {"lambda": {"search": [0, 1]}}, "then": [LINES]}
         Path("steps.yml").write_text(__import__("yaml").safe_dump(content))
     else:
         last = {**first, "models": [{"model": "first", **weight}, models[1]]}

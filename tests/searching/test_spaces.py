@@ -3,8 +3,10 @@
 from typing import Any
 
 import pytest
+import yaml
 
 from weightspace.errors import WeightspaceError
+from weightspace.searching.candidates import Candidate
 from weightspace.searching.engines import make_engine
 from weightspace.searching.space import Dimension, read_space
 
@@ -66,11 +68,18 @@ def test_values_along_a_dimension() -> None:
     assert [listed.at(share) for share in (0, 0.49, 0.5, 1)] == ["x", "x", "y", "y"]
 
 
+def test_numbers_that_yaml_reads_as_text_are_numbers() -> None:
+    dimension = space_of(yaml.safe_load("{search: [1e-3, 2E1], log: true}"))[0]
+    assert (dimension.low, dimension.high) == (0.001, 20)
+
+
 @pytest.mark.parametrize(
     ("value", "message"),
     [
         ({"search": [1, 0]}, "expected two finite numbers"),
         ({"search": [0, 0.5, 1]}, "A list of values is written {choices"),
+        ({"search": ["1", 2]}, "expected two finite numbers"),
+        ({"search": ["1e999", "2e999"]}, "expected two finite numbers"),
         ({"search": 3}, "found|range 3"),
         ({"search": [0, float("inf")]}, "expected two finite numbers"),
         ({"search": [0, 10**400]}, "expected two finite numbers"),
@@ -83,6 +92,8 @@ def test_values_along_a_dimension() -> None:
         ({"search": [0, 1], "name": 3}, "the name of parameters.density is 3"),
         ({"choices": []}, "expected a list of values"),
         ({"choices": "ties"}, "expected a list of values"),
+        ({"choices": [{"search": [0, 1]}, 2]}, "a choice of parameters.density is itself a range"),
+        ({"choices": [[{"filter": "w", "value": {"choices": [1]}}], 2]}, "is itself a range or a list of choices"),
         ({"choices": [1, 2], "log": True}, "log and integer are for ranges"),
         (0.5, "has nothing to search"),
     ],
@@ -134,6 +145,27 @@ def test_parameters_of_other_choices_are_left_out() -> None:
     assert chosen["models"] == [{"model": "a", "parameters": {}}]
     assert (chosen["parameters"], chosen["then"]) == ({"lambda": 0.7}, [step])
     assert space.chosen({"merge_method": "ties", "parameters.density": 0.2})[0]["parameters"]["density"] == 0.2
+
+
+@pytest.mark.parametrize("name", ["tpe", "nsga2"])
+def test_the_logs_of_other_studies_are_left_alone(name: str, capfd: pytest.CaptureFixture[str]) -> None:
+    optuna = pytest.importorskip("optuna")
+    optuna.logging.set_verbosity(optuna.logging.INFO)
+    dimensions = [Dimension("a"), Dimension("b", choices=("x",)), Dimension("c", 1, 8, log=True, integer=True)]
+    engine = make_engine(name, dimensions, trials=30, objectives=1, seed=0)
+    for number in range(30):
+        proposals = engine.ask(1)
+        engine.tell(proposals, [[float(number)] if number % 3 else None])
+    assert optuna.logging.get_verbosity() == optuna.logging.INFO
+    assert capfd.readouterr().err == ""
+
+
+def test_a_method_that_is_no_name_is_told_when_the_candidate_is_made() -> None:
+    for node in ({"search": [0, 1]}, {"choices": [["ties"], "della"]}):
+        space = read_space([{**RECIPE, "merge_method": node}], "r.yml")
+        values = {one.name: one.at(0.2) for one in space.dimensions}
+        with pytest.raises(WeightspaceError, match="merge_method must be a non-empty string"):
+            _ = Candidate(space.written(values), "r.yml").recipe
 
 
 def test_a_grid_of_many_trials_is_made_at_once() -> None:

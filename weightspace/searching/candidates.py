@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from weightspace.checkpoints import StateDict, load_checkpoint
+from weightspace.checkpoints.companion_files import find_companions, is_tokenizer
+from weightspace.checkpoints.fetching import local_path
+from weightspace.checkpoints.name_maps.named_maps import read_name_maps, written_maps
+from weightspace.checkpoints.read_metadata import read_contents
 from weightspace.checkpoints.yaml_file import parse_yaml
 from weightspace.merging import ExecutionOptions, OutputOptions, ReadingOptions, merge_files
 from weightspace.merging.out_of_core.merged_state import MergedTensors
@@ -59,7 +64,10 @@ class Candidate:
         return make_plan(self.recipe, Path("merged"), options, Listeners(None, discard, discard))
 
     def files(self) -> Mapping[str, str]:
-        """Return path -> SHA-256 of all files that the merge reads, including the code of a user's method.
+        """Return path -> SHA-256 of all files that determine the written merge.
+
+        These are weights, adapters and evidence, the configuration and tokenizer beside them, and the code of a user's
+        method.
 
         Raises:
             CheckpointError: as ``merge_files``.
@@ -68,10 +76,20 @@ class Candidate:
         if self.recipe.documents:
             paths = _files_of(self.recipe, self.reading)
         else:
-            paths = list(self.plan().input_files)
+            paths = list(self.plan().stamps)
         methods = [document.method for document in (*self.recipe.documents, self.recipe)]
         paths += [Path(method.rpartition(":")[0]) for method in methods if is_user_code(method)]
-        return {str(path): digest_of(path) for path in paths}
+        return {str(path): digest_of(path) for path in dict.fromkeys(paths)}
+
+    def read_as(self) -> list[Any]:
+        """Return how the models are read, with the content of all name maps, as JSON-serialisable values.
+
+        Raises:
+            WeightspaceError: a name map is unknown or invalid.
+        """
+        reading, documents = self.reading, (*self.recipe.documents, self.recipe)
+        maps = [written_maps(read_name_maps(names)) for names in (reading.names, *(one.names for one in documents))]
+        return [reading.key, reading.strip_prefix, list(reading.components or ()), maps]
 
     def state(self) -> StateDict:
         """Return the merged network; its tensors must not be modified.
@@ -81,7 +99,7 @@ class Candidate:
             WeightspaceError: as ``merge_files``.
         """
         if not self.recipe.documents:
-            own = self.reading.key, self.reading.strip_prefix
+            own = repr(self.read_as())
             if own not in _LATEST:
                 _LATEST.clear()
             return _LATEST.setdefault(own, MergedTensors()).state(self.plan())
@@ -105,8 +123,8 @@ class Candidate:
             yield path
 
 
-#: Key and prefix with which the models of this process's latest candidate were read -> its tensors.
-_LATEST: dict[tuple[str | None, str | None], MergedTensors] = {}
+#: How the models of this process's latest candidate were read -> its tensors.
+_LATEST: dict[str, MergedTensors] = {}
 
 
 def forget_tensors() -> None:
@@ -115,11 +133,26 @@ def forget_tensors() -> None:
 
 
 def _files_of(recipe: Recipe, reading: ReadingOptions) -> list[Path]:
-    """Return the files of the models of a recipe of several documents."""
-    names = {document.name for document in recipe.documents}
-    models = [model for document in (*recipe.documents, recipe) for model in document.models if model not in names]
+    """Return the files of the models, evidence and tokenizers of a recipe of several documents."""
+    documents = (*recipe.documents, recipe)
+    results = {document.name for document in documents}
+    models = [model for document in documents for model in document.models if model not in results]
     plans = [Candidate(single_model(model), "a model", reading).plan() for model in dict.fromkeys(models)]
-    return [path for plan in plans for path in plan.input_files]
+    sources = [source for document in documents for part in document.slices for source in part.sources]
+    evidence = [file for one in sources if one.evidence for file in read_contents(local_path(one.evidence)).files]
+    return [*(path for plan in plans for path in plan.stamps), *evidence, *_tokenizer_files(documents)]
+
+
+def _tokenizer_files(documents: Iterable[Recipe]) -> list[Path]:
+    """Return the tokenizer files of the folders that documents take tokenizers or the rows of tokens from."""
+    found: list[Path] = []
+    for document in documents:
+        keys = document.tokenizer
+        for model in dict.fromkeys([keys.source, *(source.model for source in keys.tokens.values())]):
+            folder = None if model is None else Path(model)
+            if folder is not None and folder.is_dir():
+                found += [folder / name for name in find_companions(folder).copied if is_tokenizer(name)]
+    return found
 
 
 def single_model(model: str) -> str:

@@ -121,7 +121,7 @@ class Evaluator:
             own = {
                 "recipe": candidate.text,
                 "files": dict(candidate.files()),
-                "reading": [candidate.reading.key, candidate.reading.strip_prefix],
+                "reading": candidate.read_as(),
                 "mixed": candidate.mixed,
             }
         except CheckpointError:

@@ -36,7 +36,9 @@ def _drop(content: Any, idle: set[str]) -> None:
 
 
 def _names(method: Any) -> set[str]:
+    if not isinstance(method, str):  # told when the candidate is made
+        return set()
     try:
         return set(parameter_names(find_method(method)))
-    except WeightspaceError:  # told when the candidate is made
+    except WeightspaceError:  # likewise
         return set()

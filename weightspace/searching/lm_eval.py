@@ -8,11 +8,13 @@ from __future__ import annotations
 import importlib.metadata
 import importlib.util
 import json
+import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from glob import glob
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +25,15 @@ from weightspace.soups.file_dependencies import digest_of
 #: Prefix of scores that are tasks of the harness and no command.
 PREFIX = "lm-eval:"
 
+#: A value of a YAML file that may be a path, in quotes, lists and mappings too.
+_WORD = re.compile(r"[^\s\"'\[\]{},]+")
+
 
 @dataclass(frozen=True)
 class LmEvalScore:
     """The mean over tasks of the harness of each one's first metric, negated where lower is better.
+
+    A group of tasks that has no metric counts as the mean of its tasks.
 
     Attributes:
         tasks: names of tasks or paths of their YAML files, separated by commas.
@@ -76,9 +83,9 @@ class LmEvalScore:
         return sum(scores) / len(scores)
 
     def files(self) -> Mapping[str, str]:
-        """Return path -> SHA-256 of the YAML files among the tasks."""
-        paths = [Path(task) for task in self.tasks.split(",") if Path(task).is_file()]
-        return {str(path): digest_of(path) for path in paths}
+        """Return path -> SHA-256 of the YAML files among the tasks, those in folders, and the files that they name."""
+        paths = [Path(task) for task in self.tasks.split(",")]
+        return {str(path): digest_of(path) for path in _with_named_files(paths)}
 
 
 def path_score(text: str, device: str) -> CommandScore | LmEvalScore:
@@ -88,6 +95,31 @@ def path_score(text: str, device: str) -> CommandScore | LmEvalScore:
         WeightspaceError: as these.
     """
     return LmEvalScore(text.removeprefix(PREFIX), device) if text.startswith(PREFIX) else CommandScore(text)
+
+
+def _with_named_files(paths: Iterable[Path]) -> list[Path]:
+    """Return files, those in folders, and those that YAML files among them name: includes, data, and functions."""
+    found: dict[Path, None] = {}
+    waiting = list(paths)
+    while waiting:
+        path = waiting.pop()
+        if path.is_dir():
+            waiting += sorted(path.rglob("*"))
+        elif path.is_file() and path not in found:
+            found[path] = None
+            if path.suffix in (".yaml", ".yml"):
+                text = path.read_text(encoding="utf-8", errors="replace")
+                waiting += [file for word in _WORD.findall(text) for file in _files_called(word, path.parent)]
+    return list(found)
+
+
+def _files_called(word: str, folder: Path) -> list[Path]:
+    """Return the files that a word in a YAML file of a folder may mean: paths, patterns, and ``module.function``."""
+    if "." not in Path(word).name:
+        return []
+    module = folder / f"{word.rpartition('.')[0]}.py"
+    paths = [Path(name) for root in (Path(), folder) for name in sorted(glob(str(root / word)))]
+    return [path for path in (*paths, module) if path.is_file()]
 
 
 def _named(report: Mapping[str, Any]) -> list[str]:
@@ -104,13 +136,15 @@ def _named(report: Mapping[str, Any]) -> list[str]:
 
 
 def _score(name: str, report: Mapping[str, Any]) -> float:
-    """Return the first metric of a task, negated if lower is better.
+    """Return the first metric of a task, negated if lower is better; of a group without one, the mean of its tasks.
 
     Raises:
-        WeightspaceError: it has none.
+        WeightspaceError: there is none.
     """
-    for key, value in report["results"][name].items():
+    for key, value in report.get("results", {}).get(name, {}).items():
         metric = key.partition(",")[0]
         if "," in key and not metric.endswith("_stderr") and isinstance(value, int | float):
             return value if report.get("higher_is_better", {}).get(name, {}).get(metric, True) else -value
+    if parts := report.get("group_subtasks", {}).get(name):
+        return sum(_score(part, report) for part in parts) / len(parts)
     raise WeightspaceError(f"lm_eval reports no metric of {name}.")

@@ -8,7 +8,8 @@ Source:
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from weightspace.errors import WeightspaceError
@@ -45,7 +46,8 @@ class OptunaEngine:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # options that Optuna calls experimental
             sampler = samplers[name]()
-            self._study = optuna.create_study(directions=["maximize"] * objectives, sampler=sampler)
+            with _quiet(optuna):
+                self._study = optuna.create_study(directions=["maximize"] * objectives, sampler=sampler)
         self._asked: list[Any] = []
 
     def ask(self, count: int) -> list[Values]:
@@ -71,7 +73,7 @@ class OptunaEngine:
 
 
 def _optuna(name: str) -> Any:
-    """Return the package, silenced.
+    """Return the package.
 
     Raises:
         WeightspaceError: it isn't installed.
@@ -83,8 +85,18 @@ def _optuna(name: str) -> Any:
             f"The search engine {name} needs the package optuna ({error}). Install it by "
             "pip install 'weightspace[search]', or choose the engine grid or random."
         ) from error
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
     return optuna
+
+
+@contextmanager
+def _quiet(optuna: Any) -> Iterator[None]:
+    """Let the package report no new study; the user's other studies are logged as before."""
+    verbosity = optuna.logging.get_verbosity()
+    optuna.logging.set_verbosity(max(verbosity, optuna.logging.WARNING))
+    try:
+        yield
+    finally:
+        optuna.logging.set_verbosity(verbosity)
 
 
 def _distribution(optuna: Any, dimension: Dimension) -> Any:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -37,7 +37,7 @@ class Reference:
     mixed: bool = True
 
 
-def references_of(recipe: Recipe) -> list[Reference]:
+def references_of(recipe: Recipe, further: Sequence[str] = ()) -> list[Reference]:
     """Return the references for a recipe: single models, the mean, task arithmetic and TIES.
 
     Those of several documents, or of steps after a merge, are of the models of all documents. There are none for a
@@ -45,12 +45,14 @@ def references_of(recipe: Recipe) -> list[Reference]:
 
     Args:
         recipe: a recipe without searched values.
+        further: models that could have been chosen instead, which are single models only.
     """
     if reason_for_none(recipe):
         return []
-    base, models = _base_of(recipe), _models_of(recipe)
+    base, models = _base_of(recipe), models_of(recipe)
     tuned = [model for model in models if model != base]
-    references = [Reference("best single model", single_model(model), model, mixed=False) for model in models]
+    single = dict.fromkeys((*models, *further))
+    references = [Reference("best single model", single_model(model), model, mixed=False) for model in single]
     if len(tuned) > 1:
         references.append(Reference("uniform", _merge("linear", tuned, recipe, {"normalize": True})))
     if base is not None and tuned:
@@ -70,7 +72,7 @@ def reason_for_none(recipe: Recipe) -> str:
     return "the recipe moves layers" if any(source.layer_range is not None for source in sources) else ""
 
 
-def _models_of(recipe: Recipe) -> list[str]:
+def models_of(recipe: Recipe) -> list[str]:
     """Return the models of all documents, without the results of documents."""
     documents = (*recipe.documents, recipe)
     results = {document.name for document in documents}
@@ -87,7 +89,7 @@ def _base_of(recipe: Recipe) -> str | None:
     return bases.pop() if len(bases) == 1 else None
 
 
-def models_of(path: str) -> list[str]:
+def models_named_in(path: str) -> list[str]:
     """Return the models named in a recipe with searched values, including all choices of a model, as written."""
     found: list[str] = []
     waiting: list[Any] = list(read_yaml(Path(path)))

@@ -6,6 +6,7 @@ import os
 import secrets
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -23,9 +24,9 @@ from weightspace.searching.engines import make_engine
 from weightspace.searching.evaluation import CommandMeasure, Evaluator, Measure
 from weightspace.searching.lm_eval import LmEvalScore
 from weightspace.searching.noise import Gain, gain_over
-from weightspace.searching.references import Reference, reason_for_none, references_of
+from weightspace.searching.references import Reference, models_of, reason_for_none, references_of
 from weightspace.searching.report import SearchReport, SearchRow, SearchTrial
-from weightspace.searching.space import SearchSpace, read_space
+from weightspace.searching.space import SearchSpace, Values, read_space
 from weightspace.searching.trials import SPLIT, Trials
 from weightspace.soups.evaluation import Place
 from weightspace.soups.measures import FunctionMeasure, TaskMeasure
@@ -165,7 +166,7 @@ class _Search:
         front = self._front()
         best = self._best(front)
         text = self.space.written(best.values)
-        references = self._references()
+        references = self._references(best)
         rows = [self._row(one.name, one.note, one.text, mixed=one.mixed) for one in references]
         rows.append(self._row("best of the search", f"trial {best.index + 1}", text))
         gain, compared = self._gain(text, references, rows)
@@ -190,7 +191,7 @@ class _Search:
             gain=gain,
             compared=compared,
             seconds=time.monotonic() - began,
-            unreferenced=reason_for_none(self._first().recipe) if self.options.references else "",
+            unreferenced=reason_for_none(self._candidate(text).recipe) if self.options.references else "",
         )
 
     def _dominating(self, front: Sequence[SearchTrial], rows: Sequence[SearchRow]) -> str:
@@ -208,10 +209,15 @@ class _Search:
                 return row.name
         return ""
 
-    def _first(self) -> Candidate:
-        """Return the candidate in the middle of all ranges."""
-        values = {dimension.name: dimension.at(0.5) for dimension in self.space.dimensions}
-        return self._candidate(self.space.written(values))
+    def _models(self, values: Values) -> list[str]:
+        """Return the models of the merge with these values, and of those with another choice of one of them."""
+        choices = [(one.name, choice) for one in self.space.dimensions for choice in one.choices]
+        texts = [self.space.written({**values, **other}) for other in ({}, *({name: one} for name, one in choices))]
+        found: list[str] = []
+        for text in dict.fromkeys(texts):
+            with suppress(WeightspaceError):  # an impossible combination
+                found += models_of(self._candidate(text).recipe)
+        return list(dict.fromkeys(found))
 
     def _candidate(self, text: str) -> Candidate:
         return Candidate(text, self.space.where, self.reading, memory=self.options.memory)
@@ -287,22 +293,23 @@ class _Search:
         ]
         return front[means.index(max(means))]
 
-    def _references(self) -> list[Reference]:
-        """Return the references, of each name the one with the best mean score on the validation data."""
+    def _references(self, best: SearchTrial) -> list[Reference]:
+        """Return the references for a trial, of each name the one with the best mean score on the validation data."""
         if not self.options.references:
             return []
-        references = references_of(self._first().recipe)
+        recipe = self._candidate(self.space.written(best.values)).recipe
+        references = references_of(recipe, self._models(best.values))
         means = [0.0] * len(references)
         for evaluator in self.evaluators.values():
             sign = -1 if evaluator.measure.mode == "min" else 1
             for number, outcome in enumerate(evaluator.many([self._of(one) for one in references], SPLIT)):
                 value = evaluator.objective(outcome)
                 means[number] += float("-inf") if value is None else sign * value
-        best: dict[str, int] = {}
+        chosen: dict[str, int] = {}
         for number, one in enumerate(references):
-            if means[number] > float("-inf") and means[number] > means[best.setdefault(one.name, number)]:
-                best[one.name] = number
-        return [references[number] for number in best.values() if means[number] > float("-inf")]
+            if means[number] > float("-inf") and means[number] > means[chosen.setdefault(one.name, number)]:
+                chosen[one.name] = number
+        return [references[number] for number in chosen.values() if means[number] > float("-inf")]
 
     def _of(self, reference: Reference) -> Candidate:
         return replace(self._candidate(reference.text), mixed=reference.mixed)

@@ -27,6 +27,9 @@ Values: TypeAlias = Mapping[str, Any]
 #: Keys of a mapping that stands for a searched value; the first two say which kind it is.
 _KINDS, _OPTIONS = ("search", "choices"), ("log", "integer", "name")
 
+#: A number that YAML 1.1 reads as text, since it lacks a point or the exponent's sign.
+_EXPONENT = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d{1,3}")
+
 _STEP = re.compile(r"([^.\[\]]+)((?:\[\d+\])*)")
 
 
@@ -252,13 +255,18 @@ def _list(node: Mapping[str, Any], name: str, title: str, where: str) -> Dimensi
         raise WeightspaceError(f"{where}: the choices of {title} are {choices!r:.60}; expected a list of values.")
     if set(node) & {"log", "integer"}:
         raise WeightspaceError(f"{where}: {title} is a list of choices; log and integer are for ranges.")
+    if any(_nodes(choices, ())):
+        raise WeightspaceError(
+            f"{where}: a choice of {title} is itself a range or a list of choices; expected values without searched "
+            "ones. Search them in a recipe of their own."
+        )
     unique = [choice for index, choice in enumerate(choices) if choice not in choices[:index]]
     return Dimension(name, choices=tuple(unique))
 
 
 def _range(node: Mapping[str, Any], name: str, title: str, where: str) -> Dimension:
     bounds = node["search"]
-    numbers = bounds if isinstance(bounds, list) else []
+    numbers = [_read_number(bound) for bound in bounds] if isinstance(bounds, list) else []
     if len(numbers) != 2 or not all(map(_is_number, numbers)) or not numbers[0] < numbers[1]:
         raise WeightspaceError(
             f"{where}: {title} has the range {bounds!r:.60}; expected two finite numbers [low, high] with low < high. "
@@ -273,6 +281,11 @@ def _range(node: Mapping[str, Any], name: str, title: str, where: str) -> Dimens
     if flags["integer"] and not (low.is_integer() and high.is_integer()):
         raise WeightspaceError(f"{where}: {title} is an integer; expected integer bounds, found {low:g} and {high:g}.")
     return Dimension(name, low, high, log=flags["log"], integer=flags["integer"])
+
+
+def _read_number(bound: Any) -> Any:
+    """Return a bound, as a number if it is one that YAML reads as text, as recipes do."""
+    return float(bound) if isinstance(bound, str) and _EXPONENT.fullmatch(bound) else bound
 
 
 def _is_number(value: Any) -> bool:

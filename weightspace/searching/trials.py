@@ -135,6 +135,8 @@ class Trials:
             self._known[text, share] = _scores(by_task, evaluators)
         places = range(len(self.done), len(self.done) + len(texts)) if numbers is None else numbers
         known = [self._known[text, share] for text in texts]
+        for text in _repeated(texts, new):
+            self._report(next(reversed(self._known[text, share][0].values()), None), share)
         return [
             SearchTrial(place, values, scores, share, error)
             for place, values, (scores, error) in zip(places, proposals, known, strict=True)
@@ -143,14 +145,20 @@ class Trials:
     def _reporter(self, evaluator: Evaluator, share: float) -> OnOutcome:
         """Return a function that reports each trial when it is scored."""
 
-        def report(number: int, outcome: Outcome) -> None:
-            self._reported += 1
-            if self.on_progress is not None:
-                total = self._total or self.trials
-                score = evaluator.objective(outcome)
-                self.on_progress(Progress("trial", self._reported, total, score, details={"share": share}))
+        return lambda number, outcome: self._report(evaluator.objective(outcome), share)
 
-        return report
+    def _report(self, score: float | None, share: float) -> None:
+        """Report a trial, with its objective on the last task."""
+        self._reported += 1
+        if self.on_progress is not None:
+            total = self._total or self.trials
+            self.on_progress(Progress("trial", self._reported, total, score, details={"share": share}))
+
+
+def _repeated(texts: Sequence[str], new: Sequence[str]) -> list[str]:
+    """Return the recipes that were scored before, or earlier in this list."""
+    waiting = set(new)
+    return [text for text in texts if text not in waiting or waiting.discard(text)]
 
 
 def _scores(outcomes: Mapping[str, Outcome], evaluators: Mapping[str, Evaluator]) -> tuple[dict[str, float], str]:

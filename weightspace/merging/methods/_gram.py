@@ -41,7 +41,9 @@ def gram(matrices: Sequence[Tensor]) -> Tensor:
     return total
 
 
-def spectrum(product: Tensor, bound: float, *, size: Tensor | None = None, rank: int | None = None) -> Spectrum | None:
+def spectrum(
+    product: Tensor, bound: float, *, size: Tensor | None = None, rank: int | None = None, floor: float = 0.0
+) -> Spectrum | None:
     """Return the spectrum of matrices from their Gram matrix, or None if its vectors are too inaccurate.
 
     Args:
@@ -49,10 +51,11 @@ def spectrum(product: Tensor, bound: float, *, size: Tensor | None = None, rank:
         bound: singular values up to this fraction of ``size`` are dropped as rounding errors.
         size: by default the largest singular value.
         rank: maximum number of vectors; by default all.
+        floor: singular values up to this are dropped, too.
     """
     squares, vectors = torch.linalg.eigh(product)  # reads the lower triangle
     values = squares.flip(0).clamp_min(0).sqrt()
-    least = bound * (values[:1] if size is None else size)
+    least = (bound * (values[:1] if size is None else size)).clamp(min=floor)
     kept = min(int((values > least).sum()), len(values) if rank is None else rank)
     if kept and float(values[0] / values[kept - 1]) ** 2 * torch.finfo(torch.float64).eps > TOLERANCE:
         return None

@@ -9,6 +9,7 @@ r"""Isotropic merging: the summed differences with a flat spectrum.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Annotated
 
 import torch
@@ -43,7 +44,7 @@ def iso_c(
 
     The mean of the spectrum is taken over the singular values above rounding.
     """
-    return on_matrices(stack, lambda differences: with_values(summed(differences), _means), lambda_)
+    return on_matrices(stack, _flattened, lambda_)
 
 
 @merge_method(
@@ -65,16 +66,21 @@ def iso_cts(
     common: Annotated[float, Parameter(help="fraction of the rank for the common subspace", low=0, high=1)] = 0.8,
 ) -> Formula:
     """Return the formula of Iso-CTS (section 4.2); tensors other than matrices get the mean of their differences."""
-    return on_matrices(stack, lambda differences: _with_residuals(differences, common), lambda_)
+    return on_matrices(stack, partial(_with_residuals, common=common), lambda_)
 
 
-def _with_residuals(differences: list[Tensor], common: float) -> Tensor:
+def _flattened(differences: list[Tensor], rounding: float) -> Tensor:
+    """Return the merged difference of matrices by Iso-C."""
+    return with_values(summed(differences), _means, floor=len(differences) * rounding)
+
+
+def _with_residuals(differences: list[Tensor], rounding: float, *, common: float) -> Tensor:
     """Return the merged difference of matrices by Iso-CTS."""
     rank, tasks = min(differences[0].shape), len(differences)
     own = round((rank - int(common * rank)) / tasks)
-    shared = singular_vectors(summed(differences), rank - own * tasks)
+    shared = singular_vectors(summed(differences), rank - own * tasks, floor=tasks * rounding)
     residuals = [
-        singular_vectors(difference - shared[0] @ (shared[0].T @ difference), own, whole=difference)
+        singular_vectors(difference - shared[0] @ (shared[0].T @ difference), own, whole=difference, floor=rounding)
         for difference in differences
     ]
     left, values, right = zip(shared, *residuals, strict=True)

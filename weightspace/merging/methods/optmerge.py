@@ -62,7 +62,7 @@ def optmerge(
     1e-5 in a step.
     """
 
-    def merged(differences: list[Tensor]) -> Tensor:
+    def merged(differences: list[Tensor], rounding: float) -> Tensor:
         moved, sizes = changed(differences)
         if not moved:
             return differences[0]
@@ -70,30 +70,25 @@ def optmerge(
         for difference in moved:
             mean += difference / len(differences)
         start = len(differences) * mean if tuning == "full" else mean
-        stacked, targets = _problem(moved, sizes, mean, len(differences), centred=tuning == "full")
+        # S, the L_i / ‖τ_i‖ one below the other, and Y = [P_i S_iᵀ]: the loss is ‖τSᵀ − Y‖².
+        kept = max(1, min(mean.shape) // len(differences))
+        leading = [_leading(one, size, kept, rounding) for one, size in zip(moved, sizes, strict=True)]
+        stacked = torch.cat([rows for rows, _ in leading])
+        targets = [product for _, product in leading]
+        if tuning == "full":
+            targets = [_centred(one, mean, kept, rows) for one, (rows, _) in zip(moved, leading, strict=True)]
+        wanted = torch.cat(targets, dim=1)
         if tuning == "full" and steps:
-            return adam(start, lambda at: 2 * (at @ stacked.T - targets) @ stacked, steps)
-        return start + _towards_the_minimum(targets - start @ stacked.T, stacked, steps)
+            return adam(start, lambda at: 2 * (at @ stacked.T - wanted) @ stacked, steps)
+        least = rounding * sum(size**-2 for size in sizes) ** 0.5
+        return start + _towards_the_minimum(wanted - start @ stacked.T, stacked, steps, least)
 
     return on_matrices(stack, merged, lambda_)
 
 
-def _problem(
-    differences: list[Tensor], sizes: list[float], mean: Tensor, models: int, *, centred: bool
-) -> tuple[Tensor, Tensor]:
-    """Return ``S``, the ``L_i / ‖τ_i‖`` one below the other, and ``Y = [P_i S_iᵀ]``; the loss is ``‖τSᵀ − Y‖²``."""
-    kept = max(1, min(mean.shape) // models)
-    rows, targets = [], []
-    for difference, size in zip(differences, sizes, strict=True):
-        factor, product = _leading(difference, size, kept)
-        rows.append(factor)
-        targets.append(_centred(difference, mean, kept, factor) if centred else product)
-    return torch.cat(rows), torch.cat(targets, dim=1)
-
-
-def _leading(difference: Tensor, size: float, kept: int) -> tuple[Tensor, Tensor]:
+def _leading(difference: Tensor, size: float, kept: int, rounding: float) -> tuple[Tensor, Tensor]:
     """Return ``S_i``, and ``P_i S_iᵀ`` for the leading triples ``P_i``."""
-    left, values, right = singular_vectors(difference.double(), kept)
+    left, values, right = singular_vectors(difference.double(), kept, floor=rounding)
     return values.unsqueeze(1) * right / size, left * values.square() / size
 
 
@@ -103,9 +98,9 @@ def _centred(difference: Tensor, mean: Tensor, kept: int, factor: Tensor) -> Ten
     return left * values @ (right @ factor.T) + mean @ factor.T
 
 
-def _towards_the_minimum(residual: Tensor, stacked: Tensor, steps: int) -> Tensor:
+def _towards_the_minimum(residual: Tensor, stacked: Tensor, steps: int, least: float) -> Tensor:
     """Return how far gradient descent moves a start ``τ``, or how far the minimum is, from ``Y − τSᵀ`` and ``S``."""
-    left, values, right = singular_vectors(stacked)
+    left, values, right = singular_vectors(stacked, floor=least)
     squares = values.square()
     factors = momentum_factors(squares, steps) if steps else 1 / squares
     return residual @ left * (values * factors) @ right

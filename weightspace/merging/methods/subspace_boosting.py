@@ -47,7 +47,8 @@ def subspace_boosting(
 
     Singular values that are rounding errors have no directions, and are not raised.
     """
-    return on_matrices(stack, lambda differences: with_values(differences[0], partial(_raised, beta=beta)), lambda_)
+    raised = partial(_raised, beta=beta)
+    return on_matrices(stack, lambda found, rounding: with_values(found[0], raised, floor=rounding), lambda_)
 
 
 def _raised(values: Tensor, beta: float) -> Tensor:

@@ -40,8 +40,9 @@ def tsv_m(
     return on_matrices(stack, _merged, lambda_)
 
 
-def _merged(differences: list[Tensor]) -> Tensor:
+def _merged(differences: list[Tensor], rounding: float) -> Tensor:
     """Return the merged difference of matrices."""
     share = max(1, min(differences[0].shape) // len(differences))
-    left, values, right = zip(*(singular_vectors(difference, share) for difference in differences), strict=True)
+    found = [singular_vectors(difference, share, floor=rounding) for difference in differences]
+    left, values, right = zip(*found, strict=True)
     return polar(torch.cat(left, dim=1)) * torch.cat(values) @ polar(torch.cat(right))

@@ -6,7 +6,8 @@ r"""WUDI: the task vector that disturbs the outputs of every task least, as far 
 
 The rows of a linear layer's task vector lie in the span of its inputs, so that :math:`\tau_i^\top` stands for the
 inputs of task ``i``. The paper descends from the sum of the task vectors by Adam; here the minimum is computed in
-closed form, that of the least norm, unless ``steps`` is given.
+closed form, that of the least norm, unless ``steps`` is given. Directions in which differences are not larger than the
+rounding of float32, with which models are stored, are left out.
 """
 
 from __future__ import annotations
@@ -53,16 +54,20 @@ def wudi(
     return on_matrices(stack, merge, lambda_)
 
 
-def _least(differences: list[Tensor]) -> Tensor:
-    """Return the minimum of the least norm."""
+def _least(differences: list[Tensor], rounding: float) -> Tensor:
+    """Return the minimum of the least norm, without directions in which differences are the rounding of their models.
+
+    Those have no meaning, but would be amplified until they fit what the other directions leave over.
+    """
     moved, sizes = changed(differences)
     if not moved:
         return differences[0]
+    least = rounding**2 * sum(size**-2 for size in sizes)
     if _is_wide(moved):  # (Σ τ_i G_i)(SᵀS)⁺ = C (SSᵀ)⁺S
         stacked, factors = _stacked(moved, sizes)
-        return factors @ _inverse(stacked @ stacked.T) @ stacked
+        return factors @ _inverse(stacked @ stacked.T, least) @ stacked
     total, whole = _sums(moved, sizes)
-    return total @ _inverse(whole)
+    return total @ _inverse(whole, least)
 
 
 def _is_wide(differences: list[Tensor]) -> bool:
@@ -91,12 +96,12 @@ def _sums(differences: list[Tensor], sizes: list[float]) -> tuple[Tensor, Tensor
     return total, whole
 
 
-def _inverse(product: Tensor) -> Tensor:
-    """Return the pseudo-inverse of a symmetric matrix without directions that are rounding."""
-    return torch.linalg.pinv(product, hermitian=True, rtol=len(product) * torch.finfo(product.dtype).eps)
+def _inverse(product: Tensor, least: float) -> Tensor:
+    """Return the pseudo-inverse of a symmetric matrix without eigenvalues up to ``least``, or up to their rounding."""
+    return torch.linalg.pinv(product, hermitian=True, atol=least, rtol=len(product) * torch.finfo(product.dtype).eps)
 
 
-def _descended(differences: list[Tensor], steps: int) -> Tensor:
+def _descended(differences: list[Tensor], rounding: float, *, steps: int) -> Tensor:
     """Return the result of Adam from the sum of the differences."""
     moved, sizes = changed(differences)
     merged = torch.zeros_like(differences[0], dtype=torch.float64)

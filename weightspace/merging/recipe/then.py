@@ -23,7 +23,8 @@ def with_steps(content: Any, where: str) -> list[Any]:
 
     Raises:
         WeightspaceError: the steps are not a list of methods with parameters, the document has no base, it moves
-            rows of tokens, which the base of later steps would lack, or a step needs its models and it has slices.
+            rows of tokens, which the base of later steps would lack, or a step needs its models and it has slices; or
+            the step ``lines`` has no parameters, and would change nothing.
     """
     if not isinstance(content, dict) or "then" not in content:
         return [content]
@@ -46,6 +47,12 @@ def _compares(step: dict[Any, Any]) -> bool:
     return isinstance(method, str) and method in METHODS and METHODS[method].after_merge
 
 
+def _sets(step: dict[Any, Any], *names: str) -> bool:
+    """Return whether a step sets one of the parameters."""
+    parameters = step.get("parameters")
+    return isinstance(parameters, dict) and any(parameters.get(name) is not None for name in names)
+
+
 def _merged_models(content: dict[Any, Any], where: str) -> list[dict[str, Any]]:
     """Return the models of a merge, without their parameters."""
     models = content.get("models")
@@ -66,6 +73,12 @@ def _check(content: dict[Any, Any], where: str) -> None:
             f"{steps!r:.60}."
         )
     for number, step in enumerate(steps, start=1):
+        if step.get("merge_method") == "lines" and not _sets(step, "alpha", "beta"):
+            raise WeightspaceError(
+                f"{where}: step {number} of then is lines with neither alpha nor beta. As the step works on one model, "
+                "alpha would be 1, and nothing would change. Give the factor in the first layer, such as parameters: "
+                "{alpha: 0.5}."
+            )
         if wrong := [key for key in step if key not in _STEP]:
             raise WeightspaceError(
                 f"{where}: step {number} of then has the key {wrong[0]!r}; expected {' and '.join(_STEP)}. The step "
