@@ -18,7 +18,7 @@ from weightspace.cli.reports import echo_files, echo_report, files_of
 from weightspace.cli.soup_table import check_reports
 
 from weightspace import WeightspaceError
-from weightspace.searching.lm_eval import PREFIX, path_score
+from weightspace.searching.lm_eval import PREFIX, path_mode, path_score
 
 if TYPE_CHECKING:
     from weightspace.merging import MergeReport
@@ -94,6 +94,8 @@ def command(run: str, task: str | None, data: Path | None, output: str, as_json:
     """
     scores = _check(task, said)
     by_command = None if said["score"] is None else path_score(said["score"], said["device"])
+    if by_command is not None:
+        path_mode(by_command, said["mode"])
     check_reports(said["reports"])
     window = _window(said["window"])
     options.check_inputs(run)

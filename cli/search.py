@@ -16,7 +16,7 @@ from weightspace.cli.soup_table import PICTURES
 
 from weightspace import WeightspaceError
 from weightspace.searching.engines import ENGINES
-from weightspace.searching.lm_eval import PREFIX, path_score
+from weightspace.searching.lm_eval import PREFIX, path_mode, path_score
 
 if TYPE_CHECKING:
     from weightspace.progress import Progress
@@ -134,7 +134,11 @@ def _check(tasks: Sequence[str], reports: Sequence[str], said: Mapping[str, Any]
                 f"{path} is neither an image ({', '.join(PICTURES)}) nor a .json or .yml file. Give another suffix."
             )
         options.check_writable(path, "file")
-    return None if said["score"] is None else path_score(said["score"], said["device"])
+    if said["score"] is None:
+        return None
+    score = path_score(said["score"], said["device"])
+    path_mode(score, said["mode"])
+    return score
 
 
 def _check_output(recipe: str, output: str, said: Mapping[str, Any]) -> None:

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 import torch
 from click.testing import CliRunner
-from weightspace import cli
 
 import weightspace as ws
+from weightspace import cli
 from weightspace.errors import WeightspaceError, WeightspaceWarning
 from weightspace.soups import model_stock_soup
 

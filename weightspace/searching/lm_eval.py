@@ -19,6 +19,7 @@ from typing import Any
 from weightspace.errors import WeightspaceError
 from weightspace.searching.command_score import CommandScore
 from weightspace.soups.file_dependencies import digest_of
+from weightspace.tasks.objectives import Mode, function_mode
 
 #: Prefix of scores that are tasks of the harness and no command.
 PREFIX = "lm-eval:"
@@ -88,6 +89,24 @@ def path_score(text: str, device: str) -> CommandScore | LmEvalScore:
         WeightspaceError: as these.
     """
     return LmEvalScore(text.removeprefix(PREFIX), device) if text.startswith(PREFIX) else CommandScore(text)
+
+
+def path_mode(score: Any, mode: Mode | None) -> Mode:
+    """Return the direction of a score of a checkpoint's path, as ``function_mode`` does for functions.
+
+    Args:
+        score: a command, tasks of lm-evaluation-harness, or a function.
+        mode: the caller's choice.
+
+    Raises:
+        WeightspaceError: the mode is invalid, or missing for a command, whose number may be an accuracy or a loss.
+    """
+    if isinstance(score, CommandScore) and mode is None:
+        raise WeightspaceError(
+            f"--score {score.command!r}: whether higher or lower is better is unknown. Give --mode min, as for a loss, "
+            "or --mode max, as for an accuracy (mode in Python)."
+        )
+    return function_mode(score, mode)
 
 
 def _named(report: Mapping[str, Any]) -> list[str]:
