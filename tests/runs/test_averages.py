@@ -179,6 +179,16 @@ def test_a_dry_run_scores_and_writes_nothing() -> None:
     assert not Path("out.safetensors").exists()
 
 
+def test_averaged_running_statistics_and_single_checkpoints_are_named(tmp_path: Path) -> None:
+    for step in (1, 2):
+        ws.save_checkpoint(torch.nn.BatchNorm1d(3).state_dict(), tmp_path / f"run/step_{step}.safetensors")
+    result = average(f"{tmp_path}/run -o {tmp_path}/out.safetensors")
+    assert "Warning: The running statistics of 1 BatchNorm layer are averaged" in result.stderr
+    result = average(f"{tmp_path}/run --every 9 -o {tmp_path}/one.safetensors")
+    assert "running statistics" not in result.stderr
+    assert "1 checkpoint, step 2: there is nothing to average it with" in result.stdout
+
+
 def test_a_folder_without_weights_is_left_out_with_a_warning(run: Path) -> None:
     (run / "step_50").mkdir()
     with pytest.warns(WeightspaceWarning, match="no weights in it: step_50"):
