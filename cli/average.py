@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from weightspace.cli import commands, networks, options
 from weightspace.cli.commands import Choice, Whole
+from weightspace.cli.merge_networks import advice_on_statistics
 from weightspace.cli.merge_report import interrupted_line, plan_rows, size_of
 from weightspace.cli.printing import echo, plain, print_table, warn
 from weightspace.cli.progress import byte_progress, live_table
@@ -121,7 +122,7 @@ def _averaged(found: Sequence[RunCheckpoint], output: str, task: Task | None, sa
 
     with byte_progress(f"averaging into {output}", shown=not said["dry_run"]) as update:
         try:
-            return average_run(
+            report = average_run(
                 found,
                 output,
                 schedule=said["schedule"],
@@ -136,6 +137,10 @@ def _averaged(found: Sequence[RunCheckpoint], output: str, task: Task | None, sa
         except KeyboardInterrupt:
             echo(interrupted_line(output), err=True)
             raise SystemExit(130) from None
+    if task is None and not said["dry_run"]:
+        for line in advice_on_statistics(output, "linear", len(found)):
+            warn(line)
+    return report
 
 
 def _check(task: str | None, said: dict[str, Any]) -> bool:
@@ -233,7 +238,10 @@ def _show(
     if said["dry_run"]:
         for name, value in plan_rows(report).items():
             echo(f"{name:8} {value}")
-    echo(f"{len(steps)} checkpoints, from step {steps[0]} to {steps[-1]}, weights {_listed(weights)}")
+    if len(steps) == 1:
+        echo(f"1 checkpoint, step {steps[0]}: there is nothing to average it with")
+    else:
+        echo(f"{len(steps)} checkpoints, from step {steps[0]} to {steps[-1]}, weights {_listed(weights)}")
     echo_files(files)
 
 

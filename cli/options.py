@@ -328,8 +328,8 @@ def score(command: Command) -> Command:
     return click.option(
         "--score",
         metavar="COMMAND",
-        help="Command that scores the checkpoint {model}; the last number that it prints is the score. Or "
-        "lm-eval:TASKS, tasks of lm-evaluation-harness.",
+        help="Command that scores the checkpoint {model}; the last number that it prints is the score, of which the "
+        "highest is the best without --mode min. Or lm-eval:TASKS, tasks of lm-evaluation-harness.",
     )(command)
 
 

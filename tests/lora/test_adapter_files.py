@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -367,3 +368,31 @@ def test_the_header_of_a_merged_file_says_where_it_comes_from(tmp_path: Path) ->
     metadata = ws.checkpoints.load_metadata(tmp_path / "out.safetensors")
     assert json.loads(metadata["parameters"])["rank"] == 1
     assert [entry["name"] for entry in json.loads(metadata["inputs"])] == ["a.safetensors"] * 2
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "differ"),
+    [
+        ("sd_v1", "sdxl_base_v1-0", True),
+        ("sd_v1", "sd_v2_v", True),
+        ("flux1", "sd3m", True),
+        ("sd_v1", "sd1.5", False),
+        ("sdxl_v10", "sdxl_", False),
+        ("flux1", "flux1", False),
+    ],
+)
+def test_files_of_kohya_for_other_architectures_are_warned_of(
+    one: str, other: str, differ: bool, tmp_path: Path
+) -> None:
+    """Their modules may have equal names and shapes, as the queries of two U-Nets of width 640 have."""
+    paths = [
+        saved(tmp_path / f"{number}.safetensors", pair("lora_unet_x"), {"ss_base_model_version": version})
+        for number, version in enumerate((one, other))
+    ]
+    unnamed = saved(tmp_path / "unnamed.safetensors", pair("lora_unet_x"))
+    with warnings.catch_warnings(record=True) as found:
+        warnings.simplefilter("always")
+        merge_adapters([paths[0], unnamed, paths[1]], tmp_path / "out.safetensors", method="linear")
+    lines = [str(one.message) for one in found]
+    assert len(lines) == differ
+    assert all(f"1.safetensors was trained on {other}, but" in line for line in lines)

@@ -324,3 +324,6 @@ def test_weights_without_a_configuration_are_reported(sources: list[Path], tmp_p
     (folder / "config.json").write_text("{}")
     report = merge_files([folder, sources[1]], tmp_path / "configured", quantise="fp8-block")
     assert not any(line.startswith("No quantization_config is written") for line in report.warnings)
+    report = merge_files([folder, sources[1]], tmp_path / "file.safetensors", quantise="fp8-block")
+    (line,) = [line for line in report.warnings if line.startswith("No quantization_config is written")]
+    assert line.endswith("the output is a single file. Write a folder.")

@@ -1,6 +1,7 @@
 """Averages of a run from files to a file, and the scores of their windows."""
 
 import json
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from weightspace.errors import WeightspaceError, WeightspaceWarning
 from weightspace.plots import draw_windows
 from weightspace.progress import Progress
 from weightspace.runs import average_run, find_checkpoints, schedule_weights, score_windows
+from weightspace.searching import CommandScore
 from weightspace.tasks import Task
 
 STEPS = (10, 20, 30, 40)
@@ -105,8 +107,8 @@ def test_weights_of_a_file_fit_one_window_only(run: Path) -> None:
 def test_the_command_scores_draws_and_writes_the_best() -> None:
     script = "import sys, pathlib; print('score', 2 - abs(len(pathlib.Path(sys.argv[1]).name) - 13))"
     Path("score.py").write_text(script)
-    words = ["run", "--best", "--report", "w.png", "--report", "w.json", "-o", "out.safetensors", "--json", "--score"]
-    words.append("python score.py {model}")
+    words = ["run", "--best", "--report", "w.png", "--report", "w.json", "-o", "out.safetensors", "--json"]
+    words += ["--mode", "max", "--score", "python score.py {model}"]
     for _ in range(2):  # a repeated call replaces its earlier results
         result = CliRunner().invoke(cli.main, ["average", *words], catch_exceptions=False)
         assert result.exit_code == 0, result.output
@@ -116,6 +118,23 @@ def test_the_command_scores_draws_and_writes_the_best() -> None:
     assert report["files"] == ["out.safetensors", "w.png", "w.json"]
     assert json.loads(Path("w.json").read_text())["scores"] == {"score": [-4.0, 2.0, 2.0, 2.0]}
     assert Path("w.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_score_whose_direction_is_unknown_is_refused(run: Path) -> None:
+    checkpoints = find_checkpoints(run)
+    with pytest.raises(WeightspaceError, match=r"measure-loss\.sh is the name of a score for which lower is better"):
+        score_windows(checkpoints, CommandScore("measure-loss.sh {model}"))
+    Path("score.py").write_text("print(1.0)")
+    with pytest.warns(WeightspaceWarning, match="highest score of the command counts as the best. Give --mode min"):
+        assert score_windows(checkpoints, CommandScore(f"{sys.executable} score.py {{model}}")).mode == "max"
+
+    def validation_loss(path: Path) -> float:
+        return 0.0
+
+    with pytest.raises(WeightspaceError, match="the name of a score for which lower is better"):
+        score_windows(checkpoints, validation_loss)
+    with pytest.raises(WeightspaceError, match="mode"):
+        score_windows(checkpoints, lambda path: 0.0, mode="lowest")  # pyright: ignore[reportArgumentType]
 
 
 def test_the_picture_says_what_is_drawn(run: Path) -> None:
@@ -133,7 +152,8 @@ def test_the_picture_says_what_is_drawn(run: Path) -> None:
         ("run --report w.png -o x.pt", "--report has no effect without --task or --score"),
         ("run --score date -o x.pt", "--score needs {model} in place of the checkpoint; found 'date'"),
         ("run --task digits-mlp --score date{model} -o x.pt", "Give one of the two"),
-        ("run --score none{model} -o x.pt", "cannot be run: No such file or directory"),
+        ("run --score none{model} --mode min -o x.pt", "cannot be run: No such file or directory"),
+        ("run --score loss{model} --best -o x.pt", "a score for which lower is better, but without a mode"),
         ("run --window 3 -o x.pt", "--window must be two steps such as 1000:2000"),
         ("run --window 9:3 -o x.pt", "the first step is after the last one"),
         ("run --last 9 -o x.pt", "Found 4 checkpoints that fit, expected at least 9"),
@@ -157,10 +177,20 @@ def test_mistakes_are_one_line_and_write_nothing(words: str, message: str) -> No
 
 @pytest.mark.usefixtures("run")
 def test_a_dry_run_scores_and_writes_nothing() -> None:
-    result = average("run --last 2 --score none{model} --best -o out.safetensors --dry-run")
+    result = average("run --last 2 --score none{model} --mode min --best -o out.safetensors --dry-run")
     assert result.exit_code == 0, result.output
     assert "2 checkpoints, from step 30 to 40, weights 0.5 each" in result.stdout
     assert not Path("out.safetensors").exists()
+
+
+def test_averaged_running_statistics_and_single_checkpoints_are_named(tmp_path: Path) -> None:
+    for step in (1, 2):
+        ws.save_checkpoint(torch.nn.BatchNorm1d(3).state_dict(), tmp_path / f"run/step_{step}.safetensors")
+    result = average(f"{tmp_path}/run -o {tmp_path}/out.safetensors")
+    assert "Warning: The running statistics of 1 BatchNorm layer are averaged" in result.stderr
+    result = average(f"{tmp_path}/run --every 9 -o {tmp_path}/one.safetensors")
+    assert "running statistics" not in result.stderr
+    assert "1 checkpoint, step 2: there is nothing to average it with" in result.stdout
 
 
 def test_a_folder_without_weights_is_left_out_with_a_warning(run: Path) -> None:

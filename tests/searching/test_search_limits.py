@@ -45,7 +45,9 @@ def recipe(tiny: Path) -> Path:
 def refused(*words: str) -> str:
     """Return the one line of a search that fails before its first trial."""
     score = f"{shutil.which('touch')} scored {{model}}"
-    done = CliRunner().invoke(cli.main, ["search", "recipe.yml", "--score", score, "--trials", "3", *words])
+    done = CliRunner().invoke(
+        cli.main, ["search", "recipe.yml", "--score", score, "--mode", "min", "--trials", "3", *words]
+    )
     assert done.exit_code == 2, done.output
     assert not Path("scored").exists()
     return done.stderr

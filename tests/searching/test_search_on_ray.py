@@ -70,12 +70,12 @@ def test_a_killed_worker_loses_no_score(deaths: tuple[int, ...], tiny: Path) -> 
     Path("score.py").write_text(SCORE.replace("DEATHS", repr(deaths)))
     score = CommandScore(f"{sys.executable} score.py {{model}}")
     options = SearchOptions(engine="random", trials=6, references=False, place=ON_RAY)
-    found = ws.search(TINY, score, options=options)
+    found = ws.search(TINY, score, mode="max", options=options)
     values = Path("log").read_text().splitlines()
     assert len(found.trials) == 6
     assert {str(int(trial.scores["score"])) for trial in found.trials} == set(values)
     assert len(values) == 6 + len(deaths)
-    again = ws.search(TINY, score, options=options)
+    again = ws.search(TINY, score, mode="max", options=options)
     assert again.trials == found.trials
     assert Path("log").read_text().splitlines() == values  # all were kept
 
@@ -90,8 +90,8 @@ def test_an_interrupted_search_on_ray_goes_on(tiny: Path) -> None:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        ws.search(TINY, score, options=options, on_progress=stop)
+        ws.search(TINY, score, mode="max", options=options, on_progress=stop)
     scored = len(Path("log").read_text().splitlines())
-    found: Any = ws.search(TINY, score, options=options)
+    found: Any = ws.search(TINY, score, mode="max", options=options)
     assert len(found.trials) == 6
     assert len(Path("log").read_text().splitlines()) <= max(6, scored) + 1  # at most the one that was being scored

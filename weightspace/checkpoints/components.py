@@ -20,6 +20,11 @@ from weightspace.checkpoints.json_file import read_json, read_json_object
 from weightspace.errors import CheckpointError
 from weightspace.suggestions import unknown
 
+#: Modules of sentence-transformers that have weights; others, such as pooling, have a configuration alone.
+_TRAINED = frozenset(
+    {"CNN", "Dense", "LayerNorm", "LSTM", "StaticEmbedding", "WeightedLayerPooling", "WordEmbeddings", "WordWeights"}
+)
+
 #: Endings of files that hold weights.
 _ENDINGS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".msgpack", ".onnx", ".gguf", ".h5")
 
@@ -149,9 +154,16 @@ def _component(folder: Path, name: str, path: str) -> Component | None:
             f"{place} holds modules in folders of their own ({nested.relative_to(folder)}), which are not merged. "
             "Merge them one by one."
         )
-    if is_first or (is_pipeline and (place / "config.json").is_file()):
+    needed = (place / "config.json").is_file() if is_pipeline else _module_kind(folder, path) in _TRAINED
+    if is_first or needed:
         raise CheckpointError(f"{place} holds no weights of {name!r}. Download or copy the model again.")
     return None
+
+
+def _module_kind(folder: Path, path: str) -> str:
+    """Return the class of a listed module of sentence-transformers, without its package."""
+    modules = read_json(folder / MODULES)
+    return next((str(one.get("type", "")).rpartition(".")[2] for one in modules if one.get("path") == path), "")
 
 
 def is_weights(name: str) -> bool:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 from weightspace.lora.config import CONFIG, Configuration
@@ -17,6 +17,10 @@ _COPY = re.compile(r"(-unsloth)?(-bnb)?-[48]-?bit|-(gptq|awq|gguf|fp16|bf16|hf)(
 
 #: A folder of the Hub's cache: ``models--ORG--MODEL``.
 _CACHED = re.compile(r"models--[^/]+--([^/]+)")
+
+#: Entry of kohya's metadata with the architecture, and its values for Stable Diffusion.
+VERSION_KEY = "ss_base_model_version"
+_VERSION = re.compile(r"sd(?:(xl)|_?v?(\d))")
 
 #: Characters that tell no models apart.
 _FILLING = re.compile(r"[\s_.-]+")
@@ -54,3 +58,18 @@ def model_name(path: str) -> str:
     name = cached[1] if cached is not None else Path(path.replace("\\", "/")).name
     name = "" if name in (".", "..") else name.partition("@")[0]
     return _FILLING.sub("-", _COPY.sub("", _FILLING.sub("-", name.lower())))
+
+
+def base_version(metadata: Mapping[str, str]) -> str | None:
+    """Return the architecture that a file of kohya's scripts was trained on, if its metadata has it.
+
+    Programs write it differently: ``sdxl_v10`` and ``sdxl_`` are ``sdxl``, ``sd_v1`` and ``sd1.5`` are ``sd1``.
+
+    Args:
+        metadata: of the file.
+    """
+    written = metadata.get(VERSION_KEY, "").lower()
+    known = _VERSION.match(written)
+    if known is None:
+        return written or None
+    return "sdxl" if known[1] else f"sd{known[2]}"

@@ -8,10 +8,12 @@ from dataclasses import replace
 
 import torch
 
+from weightspace.checkpoints.file_format import file_format
 from weightspace.checkpoints.reader import CheckpointReader
+from weightspace.checkpoints.safetensors_header import read_header
 from weightspace.errors import CheckpointError, WeightspaceError, warn_caller
 from weightspace.lora.adapter import Adapter, Factors
-from weightspace.lora.base_names import model_name, trained_on
+from weightspace.lora.base_names import VERSION_KEY, base_version, model_name, trained_on
 from weightspace.lora.config import CONFIG
 from weightspace.lora.factored import Pair, factored
 from weightspace.lora.formats.module import Module, canonical
@@ -30,6 +32,23 @@ def warn_of_other_bases(adapters: Sequence[Adapter]) -> None:
                 f"The adapter {path} was trained on {base}, but {first} on {other} (base_model_name_or_path in "
                 f"{CONFIG}). Are they adapters of one model?"
             )
+    versions = [(adapter.path, metadata[VERSION_KEY]) for adapter in adapters if (metadata := _kohya_metadata(adapter))]
+    for path, version in versions[1:]:
+        first, other = versions[0]
+        if base_version({VERSION_KEY: version}) != base_version({VERSION_KEY: other}):
+            warn_caller(
+                f"The adapter {path} was trained on {version}, but {first} on {other} ({VERSION_KEY} in the metadata). "
+                "Are they adapters of one model?"
+            )
+
+
+def _kohya_metadata(adapter: Adapter) -> Mapping[str, str]:
+    """Return the metadata of a file that names the architecture it was trained on; empty for other adapters."""
+    path = adapter.path
+    if not path.is_file() or file_format(path) != "safetensors":
+        return {}
+    metadata = read_header(path).metadata
+    return metadata if base_version(metadata) is not None else {}
 
 
 def unified(adapters: Sequence[Adapter]) -> list[Adapter]:

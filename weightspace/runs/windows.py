@@ -18,6 +18,7 @@ from weightspace.merging import OutputOptions, ReadingOptions, merge_files
 from weightspace.progress import Progress
 from weightspace.runs.checkpoints import RunCheckpoint
 from weightspace.runs.schedules import schedule_weights
+from weightspace.searching.lm_eval import path_mode
 from weightspace.soups.candidates import Alone
 from weightspace.soups.evaluation import Judge, Place
 from weightspace.soups.ingredients import Ingredient
@@ -89,7 +90,8 @@ def score_windows(
         checkpoints: from ``find_checkpoints``, by increasing step.
         score: a task, or a function that maps a checkpoint's path to its score.
         schedule: as for ``average_run``, but no file of weights.
-        mode: ``"min"`` or ``"max"`` of the score; by default that of the task, and ``"max"`` for a function.
+        mode: ``"min"`` or ``"max"`` of the score; by default that of the task, and ``"max"`` for a function
+            or command; those named like a loss need one.
         statistics: treatment of BatchNorm statistics in averages; see ``greedy_soup``.
         cache: whether scores of a task are kept on disk and reused.
         reading: as for ``merge_files``.
@@ -97,7 +99,8 @@ def score_windows(
 
     Raises:
         CheckpointError: as ``merge_files``.
-        WeightspaceError: the schedule is a file, there are no checkpoints, or a score isn't a finite number.
+        WeightspaceError: the schedule is a file, there are no checkpoints, the mode is unknown, or a score isn't a
+            finite number.
 
     Example:
         >>> import torch
@@ -193,7 +196,7 @@ class _FunctionScorer:
 
     def __init__(self, function: PathScore, mode: Mode | None) -> None:
         self.function = function
-        self.mode: Mode = mode or "max"
+        self.mode: Mode = path_mode(function, mode)
 
     def scores(self, path: Path, *, mixed: bool) -> dict[str, float]:
         """Return the score of a checkpoint."""

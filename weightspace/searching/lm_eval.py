@@ -12,15 +12,17 @@ import re
 import subprocess
 import sys
 import tempfile
+import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from glob import glob
 from pathlib import Path
 from typing import Any
 
-from weightspace.errors import WeightspaceError
+from weightspace.errors import WeightspaceError, WeightspaceWarning
 from weightspace.searching.command_score import CommandScore
 from weightspace.soups.file_dependencies import digest_of
+from weightspace.tasks.objectives import Mode, function_mode, mode_of_name
 
 #: Prefix of scores that are tasks of the harness and no command.
 PREFIX = "lm-eval:"
@@ -120,6 +122,37 @@ def _files_called(word: str, folder: Path) -> list[Path]:
     module = folder / f"{word.rpartition('.')[0]}.py"
     paths = [Path(name) for root in (Path(), folder) for name in sorted(glob(str(root / word)))]
     return [path for path in (*paths, module) if path.is_file()]
+
+
+def path_mode(score: Any, mode: Mode | None) -> Mode:
+    """Return the direction of a score of a checkpoint's path, as ``function_mode`` does for functions.
+
+    Args:
+        score: a command, tasks of lm-evaluation-harness, or a function.
+        mode: the caller's choice.
+
+    Raises:
+        WeightspaceError: the mode is invalid, or missing for a command or function named like a loss.
+
+    Warns:
+        WeightspaceWarning: the mode of a command is missing, so that the highest score counts as the best.
+    """
+    if not isinstance(score, CommandScore) or mode is not None:
+        return function_mode(score, mode)
+    for word in score.command.replace("{model}", " ").split():
+        if mode_of_name(Path(word).stem) == "min":
+            raise WeightspaceError(
+                f"--score {score.command!r}: {word} is the name of a score for which lower is better, but without a "
+                "mode the highest score wins. Give --mode min, or --mode max if it prints a negated value (mode in "
+                "Python)."
+            )
+    warnings.warn(
+        "The highest score of the command counts as the best. Give --mode min if lower is better, as for a loss, or "
+        "--mode max (mode in Python).",
+        WeightspaceWarning,
+        stacklevel=4,
+    )
+    return "max"
 
 
 def _named(report: Mapping[str, Any]) -> list[str]:

@@ -22,7 +22,7 @@ from weightspace.searching.candidates import Candidate, forget_tensors
 from weightspace.searching.command_score import CommandScore
 from weightspace.searching.engines import make_engine
 from weightspace.searching.evaluation import CommandMeasure, Evaluator, Measure
-from weightspace.searching.lm_eval import LmEvalScore
+from weightspace.searching.lm_eval import LmEvalScore, path_mode
 from weightspace.searching.noise import Gain, gain_over
 from weightspace.searching.references import Reference, models_of, reason_for_none, references_of
 from weightspace.searching.report import SearchReport, SearchRow, SearchTrial
@@ -101,7 +101,8 @@ def search(
             in place of values.
         score: a task, several tasks, a function of a state dict, a ``CommandScore``, or an ``LmEvalScore``.
         space: searched values by place, such as ``models[0].parameters.weight``, in a file or a mapping.
-        mode: ``"min"`` or ``"max"``; by default that of the task, and ``"max"`` for a function or command.
+        mode: ``"min"`` or ``"max"``; by default that of the task, and ``"max"`` for a function or command; those
+            named like a loss need one.
         options: the engine, its budget, and how candidates are scored.
         reading: options for reading the models.
         on_progress: called after each ``"trial"``, with its objective and the ``share`` of the validation data.
@@ -368,7 +369,7 @@ def _read(path: str | os.PathLike[str]) -> tuple[list[Any], str]:
 def _measures(score: Scores, mode: Mode | None, options: SearchOptions) -> dict[str, Measure]:
     """Return the measures by name."""
     if isinstance(score, CommandScore | LmEvalScore):
-        return {"score": CommandMeasure(score, mode or "max")}
+        return {"score": CommandMeasure(score, path_mode(score, mode))}
     tasks = [score] if isinstance(score, Task) else list(score) if isinstance(score, Sequence) else []
     if not tasks and callable(score):
         return {"score": FunctionMeasure(score, options.cache_key, function_mode(score, mode))}

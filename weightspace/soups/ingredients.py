@@ -26,6 +26,7 @@ from weightspace.checkpoints.reader import read_checkpoint
 from weightspace.errors import CheckpointError, WeightspaceError, WeightspaceWarning
 from weightspace.lora.factor_files import check_is_model
 from weightspace.soups.fingerprints import fingerprint_of_state
+from weightspace.soups.folder_checks import check_folders
 
 #: A checkpoint, given by its path (or URL) or its tensors.
 Source: TypeAlias = "StateDict | str | os.PathLike[str]"
@@ -89,19 +90,25 @@ class Ingredient:
 
 
 def ingredients_of(
-    sources: Sequence[Source], shapes: Mapping[str, tuple[int, ...]] | None = None
+    sources: Sequence[Source], shapes: Mapping[str, tuple[int, ...]] | None = None, *, base: Source | None = None
 ) -> tuple[Ingredient, ...]:
     """Return the ingredients; a file is named by its path, a state dict by its index from 0.
 
     Args:
         sources: the checkpoints and state dicts.
         shapes: the tensors of the network that they are for; None if there is none.
+        base: a model that they are averaged with; it is no ingredient, but its folder is compared with theirs.
 
     Raises:
-        WeightspaceError: there are none.
+        CheckpointError: a folder's configuration or tokenizer is damaged.
+        WeightspaceError: there are none, or a token has different ids in two folders.
+
+    Warns:
+        WeightspaceWarning: the configurations of two folders differ.
     """
     if isinstance(sources, str | os.PathLike | dict) or not len(sources):
         raise WeightspaceError(f"A soup needs a list of at least one checkpoint or state dict; found {sources!r:.80}.")
+    check_folders([*sources, base])
     return tuple(
         Ingredient(str(number) if isinstance(source, dict) else os.fspath(source), source, shapes or {})
         for number, source in enumerate(sources)

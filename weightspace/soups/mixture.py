@@ -124,7 +124,7 @@ def checked_states(models: Sequence[Source], base: Source, scorers: Sequence[Sco
         CheckpointError: a model cannot be read, holds NaN, or differs from the base in names or shapes.
     """
     shapes = scorers[0].shapes
-    ingredients = [*ingredients_of([base], shapes), *ingredients_of(models, shapes)]
+    ingredients = [*ingredients_of([base], shapes), *ingredients_of(models, shapes, base=base)]
     states, against = [ingredient.mapped() for ingredient in ingredients], IngredientCheck()
     for number, (ingredient, state) in enumerate(zip(ingredients, states, strict=True)):
         name = ingredient.name if not isinstance(ingredient.source, dict) else f"model {number}" if number else "base"

@@ -44,7 +44,7 @@ def model_stock_soup(
     """
     shapes = None if task is None else shapes_of(blank_network(task))
     (origin,) = ingredients_of([base], shapes)
-    ingredients = ingredients_of(states_or_paths, shapes)
+    ingredients = ingredients_of(states_or_paths, shapes, base=base)
     if len(ingredients) < 2:
         raise WeightspaceError(
             f"Model Stock needs at least two fine-tunes, besides their base; found {len(ingredients)}."

@@ -254,6 +254,14 @@ def folder(path: Path, settings: object, **state: Tensor) -> Path:
     return path
 
 
+def test_the_error_on_scales_that_do_not_fit_the_configuration_names_both(tmp_path: Path) -> None:
+    settings = {"quant_method": "fp8", "weight_block_size": [16, 32]}
+    with pytest.raises(CheckpointError) as error:
+        load_dequantised(folder(tmp_path / "a", settings))
+    assert "scales of shape (2, 3) in F32 for a matrix of shape (64, 96)" in str(error.value)
+    assert "weight_block_size [16, 32] of the quantization_config in config.json" in str(error.value)
+
+
 def test_the_size_of_blocks_comes_from_the_configuration(tmp_path: Path) -> None:
     model = folder(tmp_path / "a", {"quant_method": "fp8", "weight_block_size": [32, 32]})
     expected = by_element(fp8(64, 96), scales(2, 3), (32, 32))

@@ -168,6 +168,18 @@ def test_components_that_cannot_be_merged_are_refused(pipelines: tuple[Path, Pat
     assert not (tmp_path / "m").exists()
 
 
+def test_a_dense_module_without_weights_is_refused_even_if_all_models_lack_them(
+    sentence_models: tuple[Path, Path, Path], tmp_path: Path
+) -> None:
+    """Its configuration would be copied, and sentence-transformers would start it at random or fail."""
+    models = [shutil.copytree(model, tmp_path / f"lacking-{model.name}") for model in sentence_models[:2]]
+    for path in models:
+        (path / "2_Dense/model.safetensors").unlink()
+    with pytest.raises(CheckpointError, match=r"2_Dense holds no weights of '2_Dense'"):
+        ws.merge_files(models, tmp_path / "m")
+    assert not (tmp_path / "m").exists()
+
+
 @pytest.mark.parametrize("path", ["../evil", "/etc", "..", 3, None])
 def test_modules_outside_of_the_folder_are_refused(
     sentence_models: tuple[Path, Path, Path], path: object, tmp_path: Path

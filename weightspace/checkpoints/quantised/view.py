@@ -256,14 +256,26 @@ def _without_scales(contents: CheckpointMetadata, plain: Mapping[str, TensorInfo
         contents: the metadata.
         plain: the tensors that aren't dequantised.
     """
-    if not (contents.quantised or _settings(contents).method):
+    settings = _settings(contents)
+    if not (contents.quantised or settings.method):
         return None
     for name, info in plain.items():
         module, _, last = name.rpartition(".")
+        if last in _SCALES and f"{module}.weight" in plain:
+            if (matrix := plain[f"{module}.weight"]).dtype.startswith("F8"):
+                return Quantised(_misfit(matrix, info, settings), name)
+            return Quantised("a scale beside a matrix that is not in FP8", name)
+    for name, info in plain.items():
         if info.dtype.startswith("F8") and len(info.shape) > 1:
             return Quantised("FP8 without its scale", name)
-        if last in _SCALES and f"{module}.weight" in plain:
-            if plain[f"{module}.weight"].dtype.startswith("F8"):
-                return Quantised("FP8 whose scales don't fit it, or with zero points", name)
-            return Quantised("a scale beside a matrix that is not in FP8", name)
     return None
+
+
+def _misfit(matrix: TensorInfo, scales: TensorInfo, settings: Settings) -> str:
+    """Return why an FP8 matrix is not read, with what was found."""
+    sizes = settings.options.get("weight_block_size")
+    block = f"weight_block_size {str(sizes)[:40]} of the {settings.evidence}" if sizes else "no weight_block_size"
+    return (
+        f"FP8 whose scales don't fit it, or with zero points: scales of shape {tuple(scales.shape)} in {scales.dtype} "
+        f"for a matrix of shape {tuple(matrix.shape)}, and {block}"
+    )

@@ -165,6 +165,7 @@ def compare_folders(
     sliced: bool,
     moved: bool,
     copied: bool,
+    listed: bool = True,
 ) -> Companions:
     """Return the files to copy beside the weights, and report differences between the models' folders.
 
@@ -175,6 +176,7 @@ def compare_folders(
         sliced: whether layers are stacked from slices.
         moved: whether rows are moved by token.
         copied: whether the output is a folder that gets files, not a single file.
+        listed: whether files that are not copied are reported.
 
     Raises:
         CheckpointError: a folder or configuration cannot be read.
@@ -196,14 +198,14 @@ def compare_folders(
     companions = find_companions(donor, own.contents.components)
     copied_files = tuple(name for name in companions.copied if name not in QUANTISATION_FILES)
     companions = Companions(copied_files, companions.left)
-    if companions.left:
+    if companions.left and listed:
         left = sorted(companions.left, key=is_other_copy)  # the least expected first
         names = ", ".join(left[:_LISTED]) + (f", and {len(left) - _LISTED:,} more" if len(left) > _LISTED else "")
         notice(f"Not copied from {own.label}: {names} (weights in other formats, training states, or links).")
     configured = {f"{one.path}{_CONFIG}" for one in own.contents.components}
-    listed = set(listed_folders(donor).values())
+    modules = set(listed_folders(donor).values())
     for name in companions.copied:
-        is_component = is_weights(name) and name.partition("/")[0] in listed  # one that is not to be merged
+        is_component = is_weights(name) and name.partition("/")[0] in modules  # one that is not to be merged
         is_inside = "/" in name and name not in configured and not is_component
         deciding = is_inside or is_head(name) or any(fnmatch(name, pattern) for pattern in _DECIDING)
         if deciding and not is_tokenizer(name):

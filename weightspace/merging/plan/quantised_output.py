@@ -110,7 +110,7 @@ def with_quantisation(
         )
     _check_names(quantised)
     _report(quantised, chosen, quantise, note)
-    _report_unconfigured(config is not None, note)
+    _report_unconfigured(out.suffix.lower() == ".safetensors", config is not None, note)
     return quantised
 
 
@@ -162,12 +162,13 @@ def _report(
         note(f"Not quantised, since it is not known how these experts are fused: {_few(left)}.")
 
 
-def _report_unconfigured(is_configured: bool, note: Callable[[str], None]) -> None:
+def _report_unconfigured(is_file: bool, is_configured: bool, note: Callable[[str], None]) -> None:
     """Report that an output without a configuration does not say how it is quantised."""
-    if not is_configured:
+    if is_file or not is_configured:
+        needed = "" if is_configured else ", and name a model with a config.json first, or as the base"
         note(
             "No quantization_config is written, without which transformers and vLLM do not load FP8 weights: the "
-            "output has no config.json. Write a folder, and name a model with a config.json first, or as the base."
+            f"output {'is a single file' if is_file else 'has no config.json'}. Write a folder{needed}."
         )
 
 
