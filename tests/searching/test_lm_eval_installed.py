@@ -53,7 +53,6 @@ def accuracy(model: LlamaForCausalLM) -> float:
 
 
 def test_the_harness_scores_a_model_by_a_local_task(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("lm_eval")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
     rows = [{"animal": animal, "answer": number} for number, animal in enumerate(ANIMALS)]
