@@ -1,5 +1,6 @@
 """Files beside the weights: what belongs to a model comes along, and nothing of a user's is lost."""
 
+import json
 import os
 from pathlib import Path
 
@@ -93,6 +94,15 @@ def test_a_folder_with_a_file_of_the_users_is_not_replaced(name: str, tmp_path: 
     folder = folder_of(tmp_path / "out", "config.json", name)
     with pytest.raises(CheckpointError, match=rf"holds '{name}', which is not part of a checkpoint"):
         check_replaceable(folder, ["config.json", "modeling_x.py"])
+
+
+def test_the_configurations_of_listed_components_are_replaced(tmp_path: Path) -> None:
+    folder = folder_of(tmp_path / "out", "config.json", "1_Pooling/config.json")
+    with pytest.raises(CheckpointError, match="holds '1_Pooling/config.json'"):
+        check_replaceable(folder)
+    modules = [{"path": path, "type": f"m.{kind}"} for path, kind in (("", "Transformer"), ("1_Pooling", "Pooling"))]
+    (folder / "modules.json").write_text(json.dumps(modules))
+    check_replaceable(folder)
 
 
 @pytest.mark.parametrize("place", ["blobs/4f2a", ".git/annex/objects/4f/x.npz", "a/kept.npz", "other/statistics.npz"])

@@ -327,3 +327,9 @@ def test_weights_without_a_configuration_are_reported(sources: list[Path], tmp_p
     report = merge_files([folder, sources[1]], tmp_path / "file.safetensors", quantise="fp8-block")
     (line,) = [line for line in report.warnings if line.startswith("No quantization_config is written")]
     assert line.endswith("the output is a single file. Write a folder.")
+
+
+def test_fp8_as_a_dtype_leads_to_schemes(tmp_path: Path) -> None:
+    ws.save_checkpoint({"w": torch.ones(2)}, tmp_path / "a.safetensors")
+    with pytest.raises(WeightspaceError, match=r"expected one of float32, .* --quantise fp8-block"):
+        ws.merge_files([tmp_path / "a.safetensors"], tmp_path / "out", method="passthrough", dtype="float8_e4m3fn")

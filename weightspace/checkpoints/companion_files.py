@@ -264,7 +264,7 @@ def check_replaceable(folder: Path, again: Collection[str] = ()) -> None:
         nested = [
             f"{path.name}/{file}" for path in paths if path.is_dir() for file in _files_in(path, links=True) or [""]
         ]
-        own = _weights_of_components(folder)
+        own = _files_of_components(folder)
         for name in (*files, *nested):
             if name not in (*again, *own) and not _matches(name, (*_REPLACEABLE, *_TOKENIZER)):
                 raise CheckpointError(
@@ -273,12 +273,14 @@ def check_replaceable(folder: Path, again: Collection[str] = ()) -> None:
                 )
 
 
-def _weights_of_components(folder: Path) -> tuple[str, ...]:
-    """Return the weight files and indices of a folder's components, as relative paths; none if some are damaged."""
+def _files_of_components(folder: Path) -> tuple[str, ...]:
+    """Return the weight files, indices and configurations of a folder's components; none if some are damaged."""
     try:
-        return tuple(_weights_of(find_components(folder) if listed_folders(folder) else ()))
+        listed = listed_folders(folder)
+        weights = _weights_of(find_components(folder) if listed else ())
     except CheckpointError:
         return ()
+    return (*weights, *(f"{path}/config.json" for path in listed.values()))
 
 
 def _files_in(folder: Path, *, links: bool = False) -> list[str]:

@@ -213,6 +213,11 @@ class RecipeReader:
         dtype = self.document.text(self.top, key, "")
         if dtype is None or dtype.removeprefix("torch.") in DTYPES:
             return dtype and dtype.removeprefix("torch.")
+        if "float8" in dtype:
+            raise WeightspaceError(
+                f"{key} in {self.document.where} is {dtype!r}; expected one of {', '.join(DTYPES)}. FP8 is written with "
+                "scales: quantise, such as --quantise fp8-block."
+            )
         raise unknown(f"{key} in {self.document.where}", dtype, DTYPES)
 
     def _known(self, content: Mapping[str, Any], keys: Sequence[str], path: str) -> None:
