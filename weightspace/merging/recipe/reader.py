@@ -215,8 +215,8 @@ class RecipeReader:
             return dtype and dtype.removeprefix("torch.")
         if "float8" in dtype:
             raise WeightspaceError(
-                f"{key} in {self.document.where} is {dtype!r}; expected one of {', '.join(DTYPES)}. FP8 is written with "
-                "scales: quantise, such as --quantise fp8-block."
+                f"{key} in {self.document.where} is {dtype!r}; expected one of {', '.join(DTYPES)}. FP8 is written "
+                "with scales: quantise, such as --quantise fp8-block."
             )
         raise unknown(f"{key} in {self.document.where}", dtype, DTYPES)
 
