@@ -3,6 +3,7 @@
 import gc
 import os
 import shutil
+import sys
 import time
 import weakref
 from dataclasses import replace
@@ -19,7 +20,7 @@ from weightspace import cli
 from weightspace.errors import WeightspaceWarning
 from weightspace.merging import ExecutionOptions, ReadingOptions
 from weightspace.progress import Progress
-from weightspace.searching import SearchOptions, candidates
+from weightspace.searching import CommandScore, SearchOptions, candidates
 from weightspace.searching.output_check import check_output
 from weightspace.searching.search import space_of
 from weightspace.soups.evaluation import Place
@@ -106,12 +107,14 @@ def test_the_progress_of_halving_ends_at_its_total(digits: ClassificationTask, t
 
 
 def test_equal_recipes_are_reported_too(tiny: Path) -> None:
+    Path("score.py").write_text("import pathlib, sys; print(sum(pathlib.Path(sys.argv[1]).read_bytes()))")
+    score = CommandScore(f"{sys.executable} score.py {{model}}")
     events: list[Progress] = []
     content = {**TINY, "models": [{"model": {"choices": ["a.safetensors", "b.safetensors"]}}]}
     options = SearchOptions(engine="random", trials=7, references=False)
     for place in (Place(), Place(workers=2)):
         events.clear()
-        found = ws.search(content, _total, options=replace(options, place=place), on_progress=events.append)
+        found = ws.search(content, score, mode="max", options=replace(options, place=place), on_progress=events.append)
         assert [event.index for event in events] == list(range(1, 8))
         expected = sorted(trial.scores["score"] for trial in found.trials)
         assert sorted(event.value or 0.0 for event in events) == expected
@@ -132,10 +135,6 @@ def test_references_are_of_the_winners_models_and_of_all_single_ones(tiny: Path)
     assert ("c.safetensors" in tuned.recipe, tuned.note) == (True, "λ = 0.8")
     highest = ws.search(content, lambda state: -abs(float(state["w"][0]) - 0.6), options=options)
     assert {row.name: row.note for row in highest.rows}["best single model"] in ("a.safetensors", "base.safetensors")
-
-
-def _total(state: ws.StateDict) -> float:
-    return float(state["w"].sum())
 
 
 def test_a_reference_that_beats_the_whole_front_is_named(tiny: Path) -> None:

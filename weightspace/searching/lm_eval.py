@@ -150,7 +150,7 @@ def path_mode(score: Any, mode: Mode | None) -> Mode:
         "The highest score of the command counts as the best. Give --mode min if lower is better, as for a loss, or "
         "--mode max (mode in Python).",
         WeightspaceWarning,
-        stacklevel=4,
+        stacklevel=5,
     )
     return "max"
 
