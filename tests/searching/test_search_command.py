@@ -28,15 +28,19 @@ models:
 - {model: a.safetensors, parameters: {weight: {search: [0, 1]}}}
 - {model: b.safetensors, parameters: {weight: {search: [0, 1]}}}
 """
-#: Prints the sum of a tensor, and adds it to a log.
+#: Prints the sum of a tensor, and adds it to a log; from the third one on, waits as long as there is a file "hold".
 SCORE = """
-import array, json, struct, sys, time
+import array, json, os, struct, sys, time
 content = open(sys.argv[1], "rb").read()
 size = struct.unpack("<Q", content[:8])[0]
 start, stop = json.loads(content[8:8 + size])["w"]["data_offsets"]
 print("loss", value := sum(array.array("f", content[8 + size + start:8 + size + stop])))
-open("log", "a").write(f"{value}\\n")
-time.sleep(0.2)
+with open("log", "a+") as log:
+    log.write(f"{value}\\n")
+    log.seek(0)
+    scored = len(log.readlines())
+while scored >= 3 and os.path.exists("hold"):
+    time.sleep(0.02)
 """
 
 
@@ -92,6 +96,7 @@ def test_a_file_of_places_and_the_table(folder: Path) -> None:
 def test_a_kill_loses_no_score(killed_by: signal.Signals, folder: Path) -> None:
     words = ["search", "recipe.yml", *BY_COMMAND, "--engine", "random", "--trials", "8", "-o", "best.safetensors"]
     command = [sys.executable, "-m", "weightspace", *words]
+    Path("hold").touch()
     first = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True)
     log = Path("log")
     while first.poll() is None and (not log.exists() or len(log.read_text().splitlines()) < 3):
@@ -101,6 +106,7 @@ def test_a_kill_loses_no_score(killed_by: signal.Signals, folder: Path) -> None:
             os.killpg(first.pid, killed_by)
         time.sleep(0.5)
     first.communicate()
+    Path("hold").unlink()
     assert first.returncode != 0
     assert not Path("best.safetensors").exists()
     scored = len(log.read_text().splitlines())
