@@ -9,7 +9,9 @@ import sys
 import time
 from collections.abc import Sequence
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
@@ -97,7 +99,9 @@ def test_a_kill_loses_no_score(killed_by: signal.Signals, folder: Path) -> None:
     words = ["search", "recipe.yml", *BY_COMMAND, "--engine", "random", "--trials", "8", "-o", "best.safetensors"]
     command = [sys.executable, "-m", "weightspace", *words]
     Path("hold").touch()
-    first = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True)
+    heeding = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # a job in the background inherits SIG_IGN
+    pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    first = subprocess.Popen(command, **pipes, start_new_session=True, preexec_fn=heeding)
     log = Path("log")
     while first.poll() is None and (not log.exists() or len(log.read_text().splitlines()) < 3):
         time.sleep(0.05)
