@@ -63,6 +63,18 @@ def test_a_scale_beside_a_plain_matrix_of_a_quantised_model_is_refused(name: str
         load_dequantised(tmp_path / "a.safetensors")
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_a_scale_of_one_beside_a_plain_matrix_of_comfyui_is_left_out(dtype: torch.dtype, tmp_path: Path) -> None:
+    """Some converters give one to every linear layer, also to those that they leave in 16 bits."""
+    plain, one = matrix(4, 8).bfloat16(), torch.tensor([1.0], dtype=dtype)
+    mark = torch.zeros(2).to(FP8)
+    state = {"a.weight": matrix(4, 8).to(FP8), "a.scale_weight": torch.tensor(0.5), "scaled_fp8": mark}
+    ws.save_checkpoint({**state, "b.weight": plain, "b.scale_weight": one, "b.scale_input": one}, tmp_path / "a.pt")
+    found = load_dequantised(tmp_path / "a.pt")
+    assert found.keys() == {"a.weight", "b.weight"}
+    assert torch.equal(found["b.weight"], plain)
+
+
 def test_scales_of_caches_outside_quantised_modules_are_left_out(tmp_path: Path) -> None:
     scales = {f"l.0.attn.{name}": torch.tensor(0.5) for name in ("k_scale", "v_scale", "kv_cache.scale")}
     path = folder(tmp_path / "a", {**fp8("l.0.attn.q"), **scales, "l.0.norm.weight": torch.ones(8)}, SETTINGS)

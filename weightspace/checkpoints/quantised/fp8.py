@@ -33,8 +33,8 @@ _SCALES = {
     "down_proj": ("down_proj_scale_inv", "down_proj_scale", "down_proj_weight_scale"),
 }
 
-#: ComfyUI's marker of a file with scales.
-_MARK = "scaled_fp8"
+#: ComfyUI's marker of a file with scales; and the bytes of the scale that it gives to matrices that are not quantised.
+_MARK, _ONE = "scaled_fp8", {"F32": b"\x00\x00\x80\x3f", "BF16": b"\x80\x3f", "F16": b"\x00\x3c"}
 
 #: Default side of a block: DeepSeek's; and the length of the blocks of MXFP8, which lie in a row.
 BLOCK, _MX = 128, 32
@@ -47,8 +47,20 @@ def find(stored: Stored) -> list[Found]:
     found = [own for parts in stored.modules.values() for own in _in_module(parts, stored.tensors, stored.settings)]
     marks = tuple(name for name in stored.tensors if name.rpartition(".")[2] == _MARK)
     if found and marks:
-        found[0] = found[0]._replace(left_out=(*found[0].left_out, *marks))
+        found[0] = found[0]._replace(left_out=(*found[0].left_out, *marks, *_scales_of_one(stored)))
     return found
+
+
+def _scales_of_one(stored: Stored) -> Iterator[str]:
+    """Yield the scales beside matrices that aren't quantised, and the activations' scales with them."""
+    for parts in stored.modules.values():
+        scale = parts.get("scale_weight")
+        if scale is None or "weight" not in parts or stored.tensors[parts["weight"]].dtype not in _DTYPES:
+            continue
+        info = stored.tensors[scale]
+        if info.numel == 1 and info.dtype in _ONE and stored.content(scale) == _ONE[info.dtype]:
+            yield scale
+            yield from activation_scales(parts)
 
 
 def _in_module(parts: Mapping[str, str], tensors: Mapping[str, TensorInfo], settings: Settings) -> Iterator[Found]:
