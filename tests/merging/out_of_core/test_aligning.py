@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,8 @@ from weightspace.errors import WeightspaceError
 from weightspace.matching import match
 from weightspace.merging import Alignment, OutputOptions, merge_files, reproduce
 from weightspace.progress import Progress
-from weightspace.tasks import Task
+from weightspace.tasks import ClassificationTask, Task
+from weightspace.zoo.architectures import mlp
 
 
 def saved(states: tuple[StateDict, StateDict], folder: Path) -> list[Path]:
@@ -56,14 +58,14 @@ def test_an_alignment_tells_its_progress(
 
 
 @pytest.mark.parametrize("method", ["activation-matching", "activation-then-weights", "sinkhorn-l2"])
-def test_sources_are_aligned_by_every_method_for_two_networks(
-    digits_mlp: Task, mlp_states: tuple[StateDict, StateDict], tmp_path: Path, method: str
-) -> None:
-    a, b = mlp_states
-    spec = alignment(digits_mlp).spec
-    align = Alignment(spec, method, seed=2, task=digits_mlp)
-    merge_files(saved(mlp_states, tmp_path), tmp_path / "out.safetensors", align=align)
-    found = match(spec, a, b, method, task=digits_mlp, seed=2)
+def test_sources_are_aligned_by_every_method_for_two_networks(digits_mlp: Task, tmp_path: Path, method: str) -> None:
+    assert isinstance(digits_mlp, ClassificationTask)
+    task = replace(digits_mlp, build=partial(mlp, 64, (16, 12), 10))
+    a, b = (ws.train(task, seed, epochs=1) for seed in (0, 1))
+    spec = alignment(task).spec
+    align = Alignment(spec, method, seed=2, task=task)
+    merge_files(saved((a, b), tmp_path), tmp_path / "out.safetensors", align=align)
+    found = match(spec, a, b, method, task=task, seed=2)
     expected = ws.merge([a, ws.permute(spec, found.permutation, b)])
     merged = ws.load_checkpoint(tmp_path / "out.safetensors")
     assert all(merged[name].equal(tensor) for name, tensor in expected.items())
