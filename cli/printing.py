@@ -28,10 +28,10 @@ def warn(line: str) -> None:
     click.echo(f"Warning: {one_line(line)}", err=True)
 
 
-def echo_json(content: Any, *, allow_nan: bool = True) -> None:
-    """Print one JSON object on a line; unprintable characters are escaped, other Unicode is kept."""
+def echo_json(content: Any) -> None:
+    """Print one JSON object without NaN on a line; unprintable characters are escaped, other Unicode is kept."""
     waiting.end()
-    text = json.dumps(content, ensure_ascii=False, allow_nan=allow_nan)
+    text = json.dumps(content, ensure_ascii=False, allow_nan=False)
     click.echo("".join(letter if letter.isprintable() else json.dumps(letter)[1:-1] for letter in text))
 
 

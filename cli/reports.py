@@ -54,7 +54,7 @@ def echo_report(
         "task": task,
         "split": split,
     }
-    echo_json(head | {name: plain(value) for name, value in figures.items() if name not in head}, allow_nan=False)
+    echo_json(head | {name: plain(value) for name, value in figures.items() if name not in head})
 
 
 def echo_files(files: Iterable[str | Path]) -> None:

@@ -141,7 +141,7 @@ def _approximate(metric: LabelSpace) -> tuple[Any, str, int]:
     if isinstance(geometry, GraphGeometry) and all_nodes(metric):
         # The pendant trees lie on the paths between leaves and core.
         leaves = _leaves(metric)
-        core = geometry.fringe.order[geometry.fringe.roots]
+        core = geometry.peeled.order[geometry.peeled.roots]
         return {*leaves.tolist(), *core.tolist()}, "leaves and core", max(1, len(leaves))
     bound = 2 if bool((geometry.distances(metric.nodes[:1], metric.nodes) > 0).any()) else 1
     if isinstance(geometry, PointGeometry) and geometry.points.shape[1] <= _FLAT:

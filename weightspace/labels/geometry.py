@@ -17,7 +17,7 @@ from weightspace.errors import WeightspaceError
 from weightspace.labels.path_lengths import path_lengths
 from weightspace.labels.rules.powers import check_points
 from weightspace.labels.rules.shortest_paths import Graph, distances_from
-from weightspace.labels.rules.two_core import Fringe, peel
+from weightspace.labels.rules.two_core import PeeledGraph, peel
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -78,7 +78,7 @@ class GraphGeometry:
         return self.graph.nnz == 2 * (self.nodes - 1)
 
     @cached_property
-    def fringe(self) -> Fringe:
+    def peeled(self) -> PeeledGraph:
         """The pendant trees and the 2-core of the graph."""
         return peel(self.graph)
 
@@ -86,9 +86,9 @@ class GraphGeometry:
         """See :class:`Geometry`."""
         if targets is not None and len(targets) < len(sources):
             return self.distances(targets, sources).T
-        peels = self.is_tree or len(sources) >= _FEW or "fringe" in self.__dict__
-        if peels and len(self.fringe.roots) < self.nodes:
-            return path_lengths(self.fringe, sources, targets)
+        peels = self.is_tree or len(sources) >= _FEW or "peeled" in self.__dict__
+        if peels and len(self.peeled.roots) < self.nodes:
+            return path_lengths(self.peeled, sources, targets)
         if targets is None or len(sources) == 0:
             return distances_from(self.graph, sources)[:, slice(None) if targets is None else targets]
         blocks = range(0, len(sources), _SOURCES)
@@ -100,15 +100,15 @@ class GraphGeometry:
         from weightspace.labels.rules.tree import PendantTrees
 
         if exponent in (1, 2):
-            fringe = self.fringe
-            anchors = len(np.unique(fringe.tree[fringe.position[observed]]))
-            core = 0 if len(fringe.roots) == 1 else anchors * len(fringe.roots)
+            peeled = self.peeled
+            anchors = len(np.unique(peeled.tree[peeled.position[observed]]))
+            core = 0 if len(peeled.roots) == 1 else anchors * len(peeled.roots)
             distances = len(observed) * len(outputs)
             of_nodes = _DESCENT + _DESCENDED * self.nodes if _all(outputs, self.nodes) else _SUMMED * self.nodes
             tabulated = 8 * distances <= KEPT and distances <= of_nodes + core
             if not tabulated and 4 * core <= KEPT:
                 return PendantTrees(
-                    fringe, lambda sources: distances_from(fringe.core, sources), observed, outputs, int(exponent)
+                    peeled, lambda sources: distances_from(peeled.core, sources), observed, outputs, int(exponent)
                 )
         return columns(self.distances, observed, outputs, exponent)
 

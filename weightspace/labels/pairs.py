@@ -69,7 +69,7 @@ def pair_distances(geometry: Geometry, first: np.ndarray, second: np.ndarray) ->
         apart = [(points[first[at]].double() - points[second[at]].double()).norm(dim=1).numpy() for at in blocks]
         return np.concatenate(apart) if apart else np.zeros(0)
     if isinstance(geometry, GraphGeometry) and geometry.is_tree:
-        return pair_lengths(geometry.fringe, first, second)
+        return pair_lengths(geometry.peeled, first, second)
     return _by_sources(geometry, first, second)
 
 

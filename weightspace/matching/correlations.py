@@ -125,6 +125,6 @@ class CrossCorrelation:
         """
         scales = []
         for mean, square in zip(self.means, self.squares, strict=True):
-            alive = square > self.count * (_STILL * mean).square()
-            scales.append(torch.where(alive, square.clamp_min(1e-300).rsqrt(), 0.0))
+            varying = square > self.count * (_STILL * mean).square()
+            scales.append(torch.where(varying, square.clamp_min(1e-300).rsqrt(), 0.0))
         return (scales[0][:, None] * self.products * scales[1]).float()

@@ -43,15 +43,15 @@ def cycle_consistent(
     once, with exact line search. Then each matrix in turn is replaced by the permutation that is best given the others,
     and the models take turns as in ``merge_many``. One run starts from the models as given, another from uniform
     matrices for all models but the first; the best of these and of ``merge_many`` is returned. Inner groups that share
-    a block with another inner group (grouped convolutions) are permuted only in the turns.
+    a block with another inner group (grouped convolutions) are permuted only while the models take turns.
 
     Args:
         spec: the architecture's spec.
         states: at least two models; not modified. For a block with ``m`` groups, ``2^m`` copies are held.
         task: unused, part of the signature of all matching methods; this one uses only weights.
-        seed: determines the order of the turns.
+        seed: determines the order in which the models take turns.
         max_steps: maximum Frank–Wolfe steps from each start.
-        max_sweeps: maximum turns of every model.
+        max_sweeps: maximum number of sweeps, in which every model takes one turn.
         on_progress: called after every ``"step"`` (with its ``start``, from 1) and ``"sweep"``, with the objective.
 
     Returns:
@@ -281,10 +281,10 @@ def _sum(tensors: Sequence[Tensor]) -> Tensor:
     return torch.stack(list(tensors)).sum(0)
 
 
-def _between(stay: _Line, go: _Line) -> _Line:
-    """Return ``(1 − t) stay + t go`` of two polynomials of equal degree."""
-    steps = [b - a for a, b in zip(stay, go, strict=True)]
-    return [stay[0], *(a + step for a, step in zip(stay[1:], steps[:-1], strict=True)), steps[-1]]
+def _between(start: _Line, goal: _Line) -> _Line:
+    """Return ``(1 − t) start + t goal`` of two polynomials of equal degree."""
+    steps = [b - a for a, b in zip(start, goal, strict=True)]
+    return [start[0], *(a + step for a, step in zip(start[1:], steps[:-1], strict=True)), steps[-1]]
 
 
 def _at(line: _Line, share: float) -> Tensor:

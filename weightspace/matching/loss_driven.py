@@ -86,7 +86,7 @@ class Best(Generic[Found]):
 def search(
     parametrization: Parametrization[Found],
     judge: Callable[[Found], float],
-    came: Found,
+    identity: Found,
     batches: Iterable[Any],
     schedule: Schedule,
     on_progress: Callable[[Progress], None] | None,
@@ -96,19 +96,19 @@ def search(
     Args:
         parametrization: the parametrization to optimise.
         judge: returns the loss of permutations, lower is better.
-        came: the permutations of the unmatched networks.
+        identity: identity permutations, which stand for the unmatched networks.
         batches: at least as many as steps.
         schedule: number and length of steps.
         on_progress: called after every ``"trial"``, with its loss and the ``best`` so far.
 
     Returns:
-        The best permutations, and the lowest loss so far for ``came``, at the start of the descent, and after every
+        The best permutations, and the lowest loss so far for ``identity``, at the start of the descent, and after every
         trial.
 
     Raises:
         WeightspaceError: the loss is no longer finite.
     """
-    best = Best(came, judge(came))
+    best = Best(identity, judge(identity))
     best.offer(start := parametrization.indices(), judge(start))
     optimizer = torch.optim.Adam([{"params": parametrization.leaves}], lr=schedule.learning_rate)
     for step, batch in zip(range(1, schedule.steps + 1), batches, strict=False):
@@ -148,8 +148,10 @@ def descend(
     """
     if not ends.spec.groups:  # nothing to learn
         schedule = replace(schedule, steps=0)
-    came = Permutation.identity(ends.spec).indices
-    best = search(parametrization, lambda indices: judge(ends.permuted(indices)), came, batches, schedule, on_progress)
+    identity = Permutation.identity(ends.spec).indices
+    best = search(
+        parametrization, lambda indices: judge(ends.permuted(indices)), identity, batches, schedule, on_progress
+    )
     history = tuple(best.history)
     settled = len(history) > 2 and history[-1] == history[-2]
     permutation = Permutation(ends.spec, best.found)

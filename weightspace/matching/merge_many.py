@@ -36,7 +36,7 @@ def merge_many(
         task: unused, part of the signature of all matching methods; this one uses only weights.
         seed: determines the order of the models in each sweep, and of the groups in each matching. Reordering
             ``states`` acts like a different seed.
-        max_sweeps: maximum turns of every model.
+        max_sweeps: maximum number of sweeps, in which every model takes one turn.
         on_progress: called after every ``"sweep"``, with the objective and the number of models ``moved``.
 
     Returns:

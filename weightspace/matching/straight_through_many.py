@@ -81,8 +81,8 @@ def straight_through_many(
     with torch_threads(threads_of(task)):
         losses = Losses(task, device=device)
         parametrization = Mixing(_projections(spec, states, losses, seed, sweeps, generator), losses, generator)
-        came = (Permutation.identity(spec).indices,) * (len(states) - 1)
-        best = search(parametrization, parametrization.judge, came, endless(task, generator), schedule, on_progress)
+        identity = (Permutation.identity(spec).indices,) * (len(states) - 1)
+        best = search(parametrization, parametrization.judge, identity, endless(task, generator), schedule, on_progress)
     basin.place([Permutation.identity(spec), *(Permutation(spec, indices) for indices in best.found)])
     return basin.result([-loss for loss in best.history])
 

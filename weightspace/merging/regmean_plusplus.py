@@ -10,8 +10,8 @@ numbered layer (a transformer's block) are merged together: their inputs come th
 through model ``i`` within the block. A layer outside numbered ones is a block of its own.
 
 Source:
-    Nguyen et al. 2025, https://arxiv.org/abs/2508.03121. Of the paper, only the abstract was at hand; the rest follows
-    the authors' code, https://github.com/nthehai01/RegMean-plusplus, with its default for ``reduce``.
+    Nguyen et al. 2025, https://arxiv.org/abs/2508.03121. Only its abstract was available; the rest follows the
+    authors' code, https://github.com/nthehai01/RegMean-plusplus, with its default for ``reduce``.
 """
 
 from __future__ import annotations

@@ -81,7 +81,7 @@ class SourceDifferences:
 
     Attributes:
         models: the models, by label.
-        reference: what they are compared with.
+        reference: the model that they are compared with.
         threshold: share of a tensor's root mean square above which a difference counts.
         layers: of every layer, and of the tensors outside of them.
         tensors: of every tensor that is merged.

@@ -97,7 +97,7 @@ def _tree_places(metric: LabelMetric) -> np.ndarray:
     A tree of edges has no root; a central node is drawn on top.
     """
     geometry: Any = metric.geometry
-    top = int(geometry.fringe.order[0])
+    top = int(geometry.peeled.order[0])
     if metric.root is not None:
         top = int(metric.nodes[metric.names.positions([metric.root], "root")[0]])
     order, parents = breadth_first_order(geometry.graph, top, directed=False)

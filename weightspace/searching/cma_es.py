@@ -22,7 +22,7 @@ class CmaEs:
     """CMA-ES from the middle of all ranges; the values of a list share its dimension in equal parts.
 
     Args:
-        dimensions: what is searched.
+        dimensions: the dimensions of the space.
         seed: seed of the random numbers.
 
     Raises:

@@ -55,7 +55,7 @@ def make_engine(name: str, dimensions: Sequence[Dimension], *, trials: int, obje
 
     Args:
         name: a name in ``ENGINES``.
-        dimensions: what is searched.
+        dimensions: the dimensions of the space.
         trials: the number of proposals that will be asked for at most.
         objectives: the number of scores of each proposal.
         seed: seed of the random numbers.

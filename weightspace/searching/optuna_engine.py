@@ -24,7 +24,7 @@ class OptunaEngine:
 
     Args:
         name: ``tpe`` or ``nsga2``.
-        dimensions: what is searched.
+        dimensions: the dimensions of the space.
         trials: the budget, which determines the population of NSGA-II.
         objectives: the number of scores of each proposal.
         seed: seed of the random numbers.

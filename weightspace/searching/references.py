@@ -27,7 +27,7 @@ class Reference:
     Attributes:
         name: its row in the table; of several references of one name, the best on validation data counts.
         text: the recipe as YAML.
-        note: what the best of them is told by: a model, or a parameter.
+        note: identifies the best of them: a model, or a parameter.
         mixed: whether it is a mixture.
     """
 

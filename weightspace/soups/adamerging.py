@@ -13,7 +13,7 @@ The predictions are the output of the network, logits of shape ``(n, classes)`` 
 task's optional method ``logits(module, batch)`` returns. With such a method, every task can have its own head, which
 isn't part of the merged network. All tasks must share the network: names and shapes of its weights.
 
-The paper's abstract and the authors' code (https://github.com/EnnengYang/AdaMerging) were at hand. The code sums the
+This follows the paper's abstract and the authors' code (https://github.com/EnnengYang/AdaMerging). The code sums the
 entropies of two batches per task in each step; here it is one.
 """
 
@@ -131,7 +131,7 @@ def adamerging(
             BatchNorm statistics would have to be re-estimated on several tasks.
 
     Source:
-        Yang et al. 2024, https://arxiv.org/abs/2310.02575; see the module for what was at hand.
+        Yang et al. 2024, https://arxiv.org/abs/2310.02575; see the module for the sources used.
 
     Example:
         >>> import weightspace as ws

@@ -8,7 +8,7 @@ They begin at ``bias`` for the largest differences of the model, and at its nega
 with :math:`\sigma(S) > 1/2` belong to the mask. The merged network is :math:`b` plus the masked differences, averaged
 where masks overlap.
 
-The paper's abstract and the authors' code (https://github.com/uiuctml/Localize-and-Stitch) were at hand. Step size and
+This follows the paper's abstract and the authors' code (https://github.com/uiuctml/Localize-and-Stitch). Step size and
 initial values are the code's. Its penalty moves all logits away from 0, in the mask and outside, unlike the paper's
 objective, which is the one here. Without data, the merge method ``localize_and_stitch`` takes the largest differences.
 """
@@ -116,7 +116,7 @@ def localize_and_stitch(
             norm, or buffers such as BatchNorm statistics differ, which have no gradient.
 
     Source:
-        He et al. 2025, https://arxiv.org/abs/2408.13656; see the module for what was at hand.
+        He et al. 2025, https://arxiv.org/abs/2408.13656; see the module for the sources used.
 
     Example:
         >>> import weightspace as ws

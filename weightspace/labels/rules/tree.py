@@ -20,7 +20,7 @@ from weightspace.labels.rules.dense import least_of
 from weightspace.labels.rules.powers import check_range
 from weightspace.labels.rules.rule import TILE, Distances, Rule, in_tiles, uses_full_float32
 from weightspace.labels.rules.tree_descent import BLOCK, AllSums, Blocks, Descent
-from weightspace.labels.rules.two_core import Fringe
+from weightspace.labels.rules.two_core import PeeledGraph
 
 #: Largest depth for a descent; in deeper trees, all costs are computed.
 _DEEPEST = 256
@@ -58,15 +58,15 @@ class PendantTrees(Rule):
     between: Tensor
 
     def __init__(
-        self, fringe: Fringe, core_distances: Distances, observed: np.ndarray, outputs: np.ndarray, exponent: int
+        self, peeled: PeeledGraph, core_distances: Distances, observed: np.ndarray, outputs: np.ndarray, exponent: int
     ) -> None:
         super().__init__()
-        nodes = len(fringe.order)
-        position = fringe.position
+        nodes = len(peeled.order)
+        position = peeled.position
         self.nodes, self.outputs, self.exponent, self.width = nodes, len(outputs), exponent, 4 * nodes
         self.observed = len(observed)
         self.whole = len(outputs) == nodes and bool((outputs == np.arange(nodes)).all())
-        self.shallow = bool(fringe.depth.max() <= _DEEPEST)
+        self.shallow = bool(peeled.depth.max() <= _DEEPEST)
         source = np.zeros(nodes, dtype=np.int64)
         present = np.zeros(nodes)
         source[position[observed]], present[position[observed]] = np.arange(len(observed)), 1.0
@@ -77,40 +77,40 @@ class PendantTrees(Rule):
         places = position[observed][sorted_columns]
         self.sorted = bool((sorted_columns == np.arange(len(observed))).all())
         self.table("sorted_columns", sorted_columns)
-        self.table("heights", fringe.height[places])
+        self.table("heights", peeled.height[places])
         self.table("rank", np.searchsorted(places, np.arange(nodes + 1)))  # observed labels before a position
-        self.table("height", fringe.height)
+        self.table("height", peeled.height)
         self.table("answers", position[outputs])
-        self.table("node", fringe.order)
-        self._keep_subtrees(fringe)
-        self._keep_core(fringe, core_distances, np.unique(fringe.tree[position[observed]]))
-        farthest = 2 * fringe.height.max() + (0 if self.single else float(self.between.max()))
-        check_range(np.concatenate([fringe.length, fringe.core.data, [farthest]]), exponent)
-        self.descent = Descent(fringe, self.rank.numpy(), exponent) if self.shallow else None
+        self.table("node", peeled.order)
+        self._keep_subtrees(peeled)
+        self._keep_core(peeled, core_distances, np.unique(peeled.tree[position[observed]]))
+        farthest = 2 * peeled.height.max() + (0 if self.single else float(self.between.max()))
+        check_range(np.concatenate([peeled.length, peeled.core.data, [farthest]]), exponent)
+        self.descent = Descent(peeled, self.rank.numpy(), exponent) if self.shallow else None
         self.blocks = Blocks(self.sorted_columns, self.heights) if self.single else None
 
-    def _keep_subtrees(self, fringe: Fringe) -> None:
+    def _keep_subtrees(self, peeled: PeeledGraph) -> None:
         here = np.arange(self.nodes)
-        postorder = np.lexsort((-here, fringe.last))
-        closed = here - fringe.depth  # subtrees that end before a position: all begun except its ancestors
-        self.table("last", fringe.last)
-        self.table("parent", fringe.parent)
-        self.table("length", fringe.length)
-        self.table("depth", fringe.depth)
-        self.positive = bool((fringe.length[fringe.depth > 0] > 0).all())
+        postorder = np.lexsort((-here, peeled.last))
+        closed = here - peeled.depth  # subtrees that end before a position: all begun except its ancestors
+        self.table("last", peeled.last)
+        self.table("parent", peeled.parent)
+        self.table("length", peeled.length)
+        self.table("depth", peeled.depth)
+        self.positive = bool((peeled.length[peeled.depth > 0] > 0).all())
         self.table("postorder", postorder)
         self.table("closed", np.maximum(closed - 1, 0))
         self.table("some_closed", (closed > 0).astype(np.float64))
-        self.table("tree", fringe.tree)
-        self.table("roots", fringe.roots)
-        self.table("ends", fringe.last[fringe.roots])
+        self.table("tree", peeled.tree)
+        self.table("roots", peeled.roots)
+        self.table("ends", peeled.last[peeled.roots])
 
-    def _keep_core(self, fringe: Fringe, core_distances: Distances, anchors: np.ndarray) -> None:
-        self.core = len(fringe.roots)
+    def _keep_core(self, peeled: PeeledGraph, core_distances: Distances, anchors: np.ndarray) -> None:
+        self.core = len(peeled.roots)
         self.single = self.core == 1
         if self.single:
             return
-        table = np.empty((len(fringe.roots), len(anchors)), dtype=np.float32)
+        table = np.empty((len(peeled.roots), len(anchors)), dtype=np.float32)
         for start in range(0, len(anchors), _BLOCK):
             found = core_distances(anchors[start : start + _BLOCK]).T  # (core, anchors)
             if table.dtype == np.float32 and ((found != np.rint(found)).any() or found.max() >= 1 << 24):
@@ -239,13 +239,13 @@ class PendantTrees(Rule):
         self._sum_up(weights, mass, moment)
         total = mass[:, -1]
         starts, stops = self.rank[self.roots[self.anchors]], self.rank[self.ends[self.anchors] + 1]
-        inside, hanging = (sums.index_select(1, stops) - sums.index_select(1, starts) for sums in scratch)
+        masses, moments = (sums.index_select(1, stops) - sums.index_select(1, starts) for sums in scratch)
         w = weights.index_select(1, self.sorted_columns).double()
-        sums = inside, hanging, w @ (self.heights * self.heights)
+        sums = masses, moments, w @ (self.heights * self.heights)
         best = self._best_of_core(*sums)
-        heaviest = self.anchors[hanging.argmax(1)]  # only this one can have more than half of its F1 below it
+        heaviest = self.anchors[moments.argmax(1)]  # only this one can have more than half of its F1 below it
         first, _ = self._at(*sums, heaviest)
-        branch = torch.where(hanging.amax(1) > first / 2, heaviest, best)
+        branch = torch.where(moments.amax(1) > first / 2, heaviest, best)
         least, (first, below) = self._at(*sums, best)[1], self._at(*sums, branch)
         start = self.roots[branch]
         end, gained, tied = self.descent(AllSums(mass, moment), start, first, total)

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from weightspace.labels.rules.rule import Rule
-from weightspace.labels.rules.two_core import Fringe
+from weightspace.labels.rules.two_core import PeeledGraph
 
 #: A block of 2^SHIFT weights has one sum; _PIECE weights, or one row if longer, are processed at once to fit the cache.
 SHIFT, _PIECE = 5, 2**18
@@ -113,19 +113,19 @@ class Descent(Rule):
     child: Tensor
     child_after: Tensor
 
-    def __init__(self, fringe: Fringe, rank: np.ndarray, exponent: int) -> None:
+    def __init__(self, peeled: PeeledGraph, rank: np.ndarray, exponent: int) -> None:
         super().__init__()
         self.exponent = exponent
-        self.depth = int(fringe.depth.max())
-        self.halvings = int(np.diff(fringe.first).max(initial=0)).bit_length()
-        self.table("height", fringe.height)
-        self.table("length", fringe.length)
+        self.depth = int(peeled.depth.max())
+        self.halvings = int(np.diff(peeled.first).max(initial=0)).bit_length()
+        self.table("height", peeled.height)
+        self.table("length", peeled.length)
         self.table("before", rank)
-        self.table("after", rank[fringe.last + 1])  # the whole subtree
-        self.table("first", fringe.first)
-        children = np.append(fringe.children, 0)  # padding, read when a node has no child
+        self.table("after", rank[peeled.last + 1])  # the whole subtree
+        self.table("first", peeled.first)
+        children = np.append(peeled.children, 0)  # padding, read when a node has no child
         self.table("child", children)
-        self.table("child_after", rank[fringe.last[children] + 1])
+        self.table("child_after", rank[peeled.last[children] + 1])
 
     def forward(self, sums: Sums, start: Tensor, first: Tensor, total: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return the final position of each row, the change of its cost, and whether another node costs the same.

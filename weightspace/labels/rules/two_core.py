@@ -17,7 +17,7 @@ from weightspace.labels.rules.shortest_paths import Graph
 
 
 @dataclass(frozen=True)
-class Fringe:
+class PeeledGraph:
     """The pendant trees of a graph with ``n`` nodes; arrays are int64 (n,) in preorder unless stated otherwise.
 
     Attributes:
@@ -77,7 +77,7 @@ class Fringe:
         return np.asarray(jump, dtype=np.int64)
 
 
-def peel(graph: Graph) -> Fringe:
+def peel(graph: Graph) -> PeeledGraph:
     """Peel a connected symmetric graph, with positive weights and no loops, down to its 2-core; a tree to one node."""
     parent, length, peeled = _peeled(graph)
     return _in_preorder(graph, parent, length, peeled)
@@ -108,7 +108,7 @@ def _peeled(graph: Graph) -> tuple[list[int], list[float], list[int]]:
     return parent, length, peeled[:at]
 
 
-def _in_preorder(graph: Graph, parent: list[int], length: list[float], peeled: list[int]) -> Fringe:
+def _in_preorder(graph: Graph, parent: list[int], length: list[float], peeled: list[int]) -> PeeledGraph:
     nodes = len(parent)
     size = [1] * nodes
     for node in peeled:
@@ -139,7 +139,7 @@ def _in_preorder(graph: Graph, parent: list[int], length: list[float], peeled: l
     children = here[parents != here]
     children = children[np.argsort(parents[children], kind="stable")]
     inside = graph[core][:, core].tocsr()
-    return Fringe(
+    return PeeledGraph(
         order=order,
         parent=parents,
         last=here + np.asarray(size)[order] - 1,

@@ -1,4 +1,4 @@
-"""SymmetryMatching in closed form: each group in turn gets the map that fits the weights best, with all others held."""
+"""Alignment in closed form: each group in turn gets the map that fits the weights best, with all others held."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def ascend(
     spec = listed[0].spec
     products = InnerProducts()
     values = [inner_product(spec, pairs, {})]
-    maps = _outward(free, held)
+    maps = _initial_maps(free, held)
     for sweep in range(1, max_sweeps + 1):
         for family in free:
             candidate = {**maps, **family.best(maps)}
@@ -69,8 +69,8 @@ def ascend(
     return Ascent(maps, tuple(values), converged=False)
 
 
-def _outward(free: Sequence[Family], held: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return a map for every group: those next to fixed units or held groups first."""
+def _initial_maps(free: Sequence[Family], held: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return a first map for every group, working outward from fixed units and held groups."""
     maps, left = dict(held), list(free)
     while left:
         family = next((family for family in left if family.is_seen(maps)), None)

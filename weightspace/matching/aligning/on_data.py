@@ -1,4 +1,4 @@
-"""SymmetryMatching on the data of a task: streams by activations, heads by outputs, and learning."""
+"""Alignment on the data of a task: streams by activations, heads by outputs, and learning."""
 
 from __future__ import annotations
 

@@ -71,24 +71,24 @@ def refine(
         options: of the descent.
         on_progress: called after every ``"step"``, with the loss in nats.
     """
-    turns = _Turns(spec).to(next(network.parameters()).device)
-    if not turns.learned:
+    learned_maps = _LearnedMaps(spec).to(next(network.parameters()).device)
+    if not learned_maps.learned:
         return Element.identity(spec)
-    optimizer = torch.optim.Adam(turns.parameters(), lr=options.learning_rate, betas=_BETAS)
+    optimizer = torch.optim.Adam(learned_maps.parameters(), lr=options.learning_rate, betas=_BETAS)
     generator = torch.Generator().manual_seed(options.seed)
     ends = [_as_in(network, state) for state in (target, source)]
     for step, batch in zip(range(options.steps), batches, strict=False):
         for group in optimizer.param_groups:
             group["lr"] = options.learning_rate * _schedule(step, options.steps)
         position = _POSITIONS[0] + (_POSITIONS[1] - _POSITIONS[0]) * float(torch.rand((), generator=generator))
-        mixed = _mixed(spec, turns.matrices(), ends, position)
+        mixed = _mixed(spec, learned_maps.matrices(), ends, position)
         loss = _loss(network, ends, mixed, batch, forward, by_labels=options.by_labels)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         if on_progress is not None:
             on_progress(Progress("step", step + 1, options.steps, float(loss.detach())))
-    return Element(spec, turns.maps())
+    return Element(spec, learned_maps.maps())
 
 
 def _mixed(spec: SymmetrySpec, matrices: Maps, ends: Sequence[StateDict], position: float) -> StateDict:
@@ -150,7 +150,7 @@ class _Functional(nn.Module):
         return functional_call(self.network[0], self.state, args, kwargs)
 
 
-class _Turns(nn.Module):
+class _LearnedMaps(nn.Module):
     """Maps of all groups that start at the identity and can be learned; the order of heads cannot.
 
     Args:

@@ -77,7 +77,7 @@ def align_many(
         states: at least two networks; not modified.
         task: builds the network and provides training batches; without one, alignment is by weights.
         seed: determines the order of the batches, and of the networks in each sweep.
-        max_sweeps: maximum turns of every network.
+        max_sweeps: maximum number of sweeps, in which every network takes one turn.
         on_progress: called after every ``"sweep"``, with the objective.
 
     Raises:

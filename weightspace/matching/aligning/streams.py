@@ -1,4 +1,4 @@
-"""Rotations of streams from activations: what the norms of two networks return is brought together.
+"""Rotations of streams that bring the activations of two networks together.
 
 Activations judge the rotation of a stream better than weights do. In every layer that reads the stream, the inputs of
 the two networks on the same data are compared; the rotation is the orthogonal factor of ``Σ XₐᵀX_b / (‖Xₐ‖ ‖X_b‖)``.

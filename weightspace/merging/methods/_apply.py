@@ -52,10 +52,10 @@ def merged_chunks(
 
 
 class MergedTensor:
-    """A merged tensor whose first passes are made, so that its elements can be asked for from several places on.
+    """A merged tensor after its first passes, whose elements can be read from several positions.
 
     Attributes:
-        span: elements that are made together; the multiples of it are where one can begin.
+        span: number of elements computed together; reading starts at a multiple of it.
     """
 
     def __init__(

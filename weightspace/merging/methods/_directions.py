@@ -109,14 +109,11 @@ def _summed(stack: TensorStack, deltas: bool, scale: float) -> dict[tuple[int, i
     return sums
 
 
-def row_grams(stack: TensorStack, *, deltas: bool = False) -> Tensor:
-    """Return the same for every slice along dim 0, of shape ``(N, N, rows)``, in float64.
-
-    A tensor without rows counts as one.
-    """
+def row_grams(stack: TensorStack) -> Tensor:
+    """Return the inner products of the task vectors for every slice along dim 0, ``(N, N, rows)``, in float64."""
     parts = []
     for chunk in stack.working_chunks():
-        rows = [tensor.reshape(tensor.shape[0], -1) for tensor in vectors(chunk, deltas=deltas)]
+        rows = [tensor.reshape(tensor.shape[0], -1) for tensor in chunk.deltas()]
         parts.append(_products(rows))
     return torch.cat(parts, dim=-1)
 
@@ -133,7 +130,7 @@ def vectors(chunk: Chunk, *, deltas: bool) -> Sequence[Tensor]:
 
 
 def _flat_products(tensors: Sequence[Tensor]) -> dict[tuple[int, int], float]:
-    """Return the inner products of whole tensors, each pair once; what ``_products`` does for rows, with less ado."""
+    """Return the inner products of whole tensors, each pair once; cheaper than ``_products``, which is for rows."""
     numbered = list(enumerate(tensors))
     room = torch.empty_like(tensors[0])
     found = {(i, j): total(torch.mul(a, b, out=room)) for (i, a), (j, b) in combinations_with_replacement(numbered, 2)}

@@ -133,7 +133,7 @@ class Method:
         squares: square float64 matrices that are held at a time, for estimates.
         squares_of: their side: the smaller one of a whole tensor, or of all models' side by side (``rows``), or of
             those and of all models' one below the other (``both``).
-        on_device: whether matrices are decomposed or multiplied, which another device than the CPU can do.
+        on_device: whether it decomposes or multiplies matrices, which can run on a device other than the CPU.
         stored_chunks: chunks of every model that are held at a time as they are stored, for estimates.
         searches: quantiles of the whole tensor that are found together, for estimates.
     """

@@ -90,5 +90,5 @@ def _with_residuals(differences: list[Tensor], rounding: float, *, common: float
 
 
 def _means(values: Tensor) -> Tensor:
-    """Return as many times the mean."""
+    """Return the mean, repeated for every value."""
     return values.mean().expand_as(values)

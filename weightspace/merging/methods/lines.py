@@ -5,8 +5,8 @@ r"""LiNeS: task arithmetic whose factor grows linearly with depth, so that shall
 The tensor belongs to layer :math:`l = 1 \dots L` of its stack in the merged model; two towers are counted separately.
 As in the authors' code, :math:`\lambda = \alpha` for tensors outside the layers: embeddings, heads, and norms before or
 after them, and also for a stack of a single layer. By default :math:`\alpha = 1/N` for :math:`N` models, whatever their
-weights, and :math:`\beta = 1 - \alpha`: the last layer adds the full task vectors. By default, a
-single model stays as it is, so that ``alpha`` or ``beta`` must be given for a step after a merge.
+weights, and :math:`\beta = 1 - \alpha`: the last layer adds the full task vectors. These defaults don't change a single
+model, so ``alpha`` or ``beta`` must be given for a step after a merge.
 """
 
 from __future__ import annotations

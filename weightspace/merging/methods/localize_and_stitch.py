@@ -10,7 +10,7 @@ is elected.
 This is the paper's variant without data, in which the magnitude of the differences localises a task. The authors keep
 5 % for language models, the default, and 10 % for CLIP. With data, they learn the masks and keep about 1 %.
 
-The paper's abstract and the authors' code (https://github.com/uiuctml/Localize-and-Stitch) were at hand. The code drops
+This follows the paper's abstract and the authors' code (https://github.com/uiuctml/Localize-and-Stitch). The code drops
 all differences that equal the smallest of the largest ones, and excludes some tensors of CLIP by name.
 """
 

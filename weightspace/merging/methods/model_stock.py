@@ -49,7 +49,7 @@ def model_stock(
         if not math.isfinite(ratio):
             return computed_formula([ratio])
         return LinearFormula(shifts([simplest(ratio)] * count, count), with_base=True)
-    by_row = ratios(row_grams(stack, deltas=True)) / count
+    by_row = ratios(row_grams(stack)) / count
     width = stack.numel // max(1, stack.shape[0])
 
     def formula(chunk: Chunk) -> Tensor:

@@ -15,7 +15,7 @@ with the :math:`k = \lfloor \min(m, n) / T \rfloor` leading singular triples of 
   of the stacked :math:`L_i`.
 
 With ``steps: 0``, both give the minimum that is nearest to the start. The authors take 300 steps, after which gradient
-descent is still close to its start. Of the paper, only abstract and introduction were at hand: this follows the
+descent is still close to its start. Only the abstract and introduction were available: this follows the
 authors' code, https://github.com/WalkerWorldPeace/MLLMerging, which leaves out embeddings, heads and vision towers by
 name; here, all matrices are merged. Tensors other than matrices get the mean of their differences.
 """

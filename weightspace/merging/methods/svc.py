@@ -11,7 +11,7 @@ were merged. Under ``then`` in a recipe, these are listed by themselves. By defa
 merged models, as in the authors' code, which takes 1 after TSV-M. A task without a component in a direction has
 :math:`s_{rt} = 0` there.
 
-Tensors other than matrices stay as they were merged. Of the paper, only the abstract was at hand: this follows the
+Tensors other than matrices stay as they were merged. Only the abstract of the paper was available: this follows the
 authors' code, https://github.com/lyymuwu/SVC, and the description of the method in FusionBench. The authors leave out
 embeddings and projections by name; here, all matrices are calibrated.
 """

@@ -21,7 +21,7 @@ and task replace the models. Its scores tell how much of a task the sum still co
 With ``inner: ties``, :math:`\tau` is the sum of the trimmed task vectors that agree with the elected sign (consensus
 TIES). The authors keep a fifth, ``density: 0.2``. The masks compare all of a task vector, trimmed or not.
 
-The paper's abstract and figure, and the authors' code (https://github.com/nik-dim/tall_masks) were at hand. The code
+This follows the paper's abstract and figure, and the authors' code (https://github.com/nik-dim/tall_masks). The code
 has :math:`>` in place of :math:`\ge`, which differs only if both sides are equal, and its TIES keeps one element more.
 """
 

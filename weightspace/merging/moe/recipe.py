@@ -133,7 +133,7 @@ def _recipe(document: Document, top: Mapping[str, Any]) -> MixtureRecipe:
         _experts(document, top, "experts"),
         _experts(document, top, "shared_experts") if top.get("shared_experts") else (),
         _gate_mode(document, top),
-        _positive_integer(document, top, "experts_per_token", 2),
+        _experts_per_token(document, top),
         _dtype(document, top),
         document.text(top, "architecture", ""),
         top,
@@ -189,12 +189,12 @@ def _number(document: Document, entry: Mapping[str, Any], key: str, path: str) -
     return float(value)
 
 
-def _positive_integer(document: Document, top: Mapping[str, Any], key: str, default: int) -> int:
-    value = top.get(key)
+def _experts_per_token(document: Document, top: Mapping[str, Any]) -> int:
+    value = top.get("experts_per_token")
     if value is None:
-        return default
+        return 2
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise document.error(key, f"must be an integer of at least 1, found {kind(value)}")
+        raise document.error("experts_per_token", f"must be an integer of at least 1, found {kind(value)}")
     return value
 
 

@@ -25,6 +25,7 @@ from weightspace.symmetry.pattern import Concat, Pattern, Product, Units, blocks
 from weightspace.symmetry.streamed import StreamedNetwork
 
 #: Largest number of layers that share a group for it to be balanced; others have a norm between them.
+_SEED = 0  # of the random weights and of the random function of the outputs
 _MAX_LAYERS = 6
 #: Relative difference explained by rounding in float64.
 _ROUNDING = 1e-9
@@ -39,7 +40,7 @@ class _Place(Units):
 
 
 def mark_duals(
-    spec: SymmetrySpec, module: nn.Module, inputs: Inputs, linears: Sequence[tuple[str, str]], *, seed: int = 0
+    spec: SymmetrySpec, module: nn.Module, inputs: Inputs, linears: Sequence[tuple[str, str]]
 ) -> SymmetrySpec:
     """Return a spec that marks the tensors that a group moves inversely, wherever the group may be any invertible map.
 
@@ -48,7 +49,6 @@ def mark_duals(
         module: the network; not modified.
         inputs: example inputs.
         linears: weight and bias of each layer that has both.
-        seed: of the weights and of the function of the outputs.
     """
     placed = {name: _placed(name, axes) for name, axes in spec.axes.items() if name not in spec.statistics}
     candidates = {
@@ -57,7 +57,7 @@ def mark_duals(
         if 2 <= len(layers := _layers(group, placed, linears, kind)) <= _MAX_LAYERS
     }
     wanted = {place for layers in candidates.values() for layer in layers for place in layer}
-    products = _products(spec, module, inputs, {place.tensor: placed[place.tensor] for place in wanted}, wanted, seed)
+    products = _products(spec, module, inputs, {place.tensor: placed[place.tensor] for place in wanted}, wanted)
     marked: set[_Place] = set()
     for group, layers in candidates.items():
         if all(place in products for layer in layers for place in layer):
@@ -105,7 +105,6 @@ def _products(
     inputs: Inputs,
     axes: Mapping[str, tuple[Pattern, ...]],
     wanted: Container[_Place],
-    seed: int,
 ) -> dict[_Place, Tensor]:
     """Return what groups see of ``W Gᵀ`` for the units of places.
 
@@ -118,12 +117,11 @@ def _products(
         inputs: example inputs.
         axes: of the tensors that have the places.
         wanted: the places; those that the outputs don't depend on have no result.
-        seed: of the weights and of the function.
     """
     products: dict[_Place, Tensor] = {}
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(_SEED)
     with keep_random_state(module), torch.enable_grad():
-        network = StreamedNetwork(module, seed)
+        network = StreamedNetwork(module, _SEED)
         with network.running(network.random_weights) as probe:
             names: dict[nn.Parameter, list[str]] = {}
             for name, parameter in probe.named_parameters(remove_duplicate=False):
