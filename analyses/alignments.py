@@ -75,7 +75,7 @@ def aligned(restrict: Callable[[str], ws.SymmetrySpec] | None = None, **options:
 
 
 def remembered(method: Method) -> Method:
-    """Return a method that remembers its last result, for others that go on from it."""
+    """Return a method that remembers its last result, for others that continue from it."""
     last: list[tuple[ws.StateDict, ws.StateDict, Aligned]] = []
 
     def align(task: BuiltInTask, a: ws.StateDict, b: ws.StateDict) -> Aligned:
@@ -134,7 +134,7 @@ def rows(
 ) -> Iterator[tuple[str, dict[str, Row], dict[str, Curve]]]:
     """Yield for every pair of networks its label, the figures of every method, and the curves.
 
-    The seconds are of a processor; those of methods that go on from a remembered one are in addition to its.
+    Seconds are processor time; those of methods that continue from a remembered result do not include its own.
     """
     for pair in combinations(seeds, 2):
         a, b = (trained(task, seed, cache=cache) for seed in pair)
@@ -213,7 +213,7 @@ def alignment_script(
         name: of the file of results, and of the picture.
         about: the help text: the docstring of the script.
         methods: name -> alignment.
-        tasks: names of the tasks, if nothing else is said.
+        tasks: names of the tasks by default.
         draw: makes the picture, of the tables of all tasks.
         draw_pair: makes a picture of the first pair of a task, from its name, the label of the pair and the curves, if
             they have enough points.

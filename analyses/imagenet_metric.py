@@ -4,8 +4,8 @@ The published code takes the classes of its distance matrix in the order of the 
 the data in the order of sorted ids. Here the tree above the 1,000 classes is made from WordNet (the shortest paths over
 all synsets), and a synthetic classifier's probabilities are decoded by the metric by name, and by its rows shuffled
 into the order of the leaves: as if a position said which class it is. Squared hops of the true metric are reported, and
-what a misaligned evaluation would have said of itself. The images and networks of the paper cannot be had here; its
-figures, SimCLR with logistic regression by its own metric, stand beside ours.
+the figures that a misaligned evaluation would have reported. The images and networks of the paper are not available;
+its figures, SimCLR with logistic regression by its own metric, are printed beside ours.
 
     python analyses/imagenet_metric.py
 """

@@ -70,7 +70,7 @@ def score(state: ws.StateDict) -> Mapping[str, float]:
 
 
 def digits_part(part: int, parts: int, seed: int) -> Mapping[Split, Examples]:
-    """Return the digits with one of several disjoint parts of the training images; the seed draws who is at home."""
+    """Return the digits with one of several disjoint parts of the training images; the seed draws the homes."""
     splits = digits_pixels()
     inputs, labels = splits["train"]
     generator = torch.Generator().manual_seed(seed)

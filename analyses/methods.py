@@ -45,7 +45,7 @@ Rows: TypeAlias = Mapping[str, Row | None]
 
 
 def run(method: str, task: str, seeds: Sequence[int], cache: Path = CACHE) -> Row:
-    """Match two networks of a built-in task, of these seeds, by a method and return what it brought."""
+    """Match two networks of a built-in task, of these seeds, by a method and return the figures."""
     torch.set_num_threads(1)
     found = TASKS[task]()
     target, source = (trained(found, seed, cache=cache) for seed in seeds)
@@ -128,7 +128,7 @@ def _figure(found: Mapping[str, Mapping[str, Rows]]) -> Figure:
 @click.option("--cache", type=click.Path(path_type=Path), default=CACHE, help="Folder of trained networks.")
 @click.option("--output", type=click.Path(path_type=Path), default=HERE, help="Folder of results/ and figures/.")
 def main(tasks: str, methods: str, pairs: int, first_seed: int, limit: float, cache: Path, output: Path) -> None:
-    """Print a table of medians a task; write every pair to results/methods.json, and figures/methods.png."""
+    """Print one table of medians per task; write every pair to results/methods.json, and figures/methods.png."""
     groups = seed_groups(pairs, first=first_seed)
     found: dict[str, dict[str, Rows]] = {}
     recipes = {}

@@ -78,7 +78,7 @@ def seed_groups(count: int, size: int = 2, *, first: int = FIRST_SEED) -> list[r
 
 
 def label_of(seeds: Sequence[int]) -> str:
-    """Return what the row of a pair (triple, set) of networks is called."""
+    """Return the label of the row of a pair (triple, set) of networks."""
     return ", ".join(map(str, seeds))
 
 

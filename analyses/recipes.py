@@ -27,7 +27,7 @@ SHOWN = ("matched / naive", "L2 reduction", "Taylor error", "R_.3", "R_.3 − R_
 
 
 def shifted(inputs: Tensor, generator: Generator, *, by: int) -> Tensor:
-    """Return images ``(n, 1, h, w)``, each moved by up to ``by`` pixels in either direction; what leaves is lost."""
+    """Return images ``(n, 1, h, w)``, each shifted by up to ``by`` pixels along each axis and cropped."""
     height, width = inputs.shape[-2:]
     padded = torch.nn.functional.pad(inputs, (by,) * 4)
     places = torch.randint(0, 2 * by + 1, (len(inputs), 2), generator=generator).tolist()

@@ -102,7 +102,7 @@ def rows(width: float, seeds: Sequence[int], cache: Path, folder: Path) -> Itera
 
 
 def draw_widths(found: Measured, path: Path) -> None:
-    """Draw the medians of both barriers of the matched networks against the width, a line a treatment."""
+    """Draw the medians of both barriers of the matched networks against the width, one line per treatment."""
     write_picture(path, lambda: _figure(found))
 
 
@@ -139,9 +139,9 @@ def _panel(axes: Axes, found: Measured, suffix: str) -> None:
 @click.option("--cache", type=click.Path(path_type=Path), default=CACHE, help="Folder of trained networks.")
 @click.option("--output", type=click.Path(path_type=Path), default=HERE, help="Folder of results/ and figures/.")
 def main(widths: str, networks: int, first_seed: int, cache: Path, output: Path) -> None:
-    """Print the barriers of every width; write results/repair.json, a figure a width and one of all.
+    """Print the barriers of every width; write results/repair.json, one figure per width and one of all.
 
-    Widths that are in the file and were not asked for stay as they are.
+    Results of widths that are not run are kept.
     """
     torch.set_num_threads(1)
     kept = {width["width"]: width for width in kept_widths(output)}
@@ -161,7 +161,7 @@ def main(widths: str, networks: int, first_seed: int, cache: Path, output: Path)
 
 
 def kept_widths(output: Path) -> list[dict[str, Any]]:
-    """Return what the file of results says of every width."""
+    """Return the results of every width in the file."""
     path = output / "results" / "repair.json"
     return json.loads(path.read_text())["widths"] if path.exists() else []
 

@@ -129,7 +129,7 @@ def script(
         rows: what is measured.
         gates: bounds on the medians; without any, no medians are taken.
         draw: makes the pictures, of the first pair.
-        pairs: how many, if nothing else is said.
+        pairs: number of pairs by default.
         size: seeds in each of them: 2 for pairs, 3 for triples.
     """
 

@@ -57,11 +57,11 @@ def measure(name: str, seed: int, small: bool, methods: tuple[str, ...], kept_on
         if "pending" in row:
             continue
         found.append(row)
-        print(f"{name}, seed {seed}: {_said(row, suite.joint.objective)}", flush=True)
+        print(f"{name}, seed {seed}: {_progress_line(row, suite.joint.objective)}", flush=True)
     return found
 
 
-def _said(row: Row, objective: str) -> str:
+def _progress_line(row: Row, objective: str) -> str:
     """Return a row as a line of progress."""
     if "left out" in row:
         return f"{row['label']} is left out: {row['left out']}"

@@ -226,7 +226,7 @@ def verdict(ranks: Ranks, settings: str) -> str:
     )
 
 
-def write_page(path: Path, board: Board, said: Sequence[str]) -> None:
+def write_page(path: Path, board: Board, sentences: Sequence[str]) -> None:
     """Replace the results in the page of the docs, between its two marks, by the table, the answers and the picture."""
     seeds = {suite: sum(1 for at in board.blocks if at[0] == suite) for suite in UNITS}
     counts = ", ".join(f"{suite}: {count or 'none'}" for suite, count in seeds.items())
@@ -239,7 +239,7 @@ def write_page(path: Path, board: Board, said: Sequence[str]) -> None:
         "",
         picture,
         "",
-        *(f"- {one}" for one in said),
+        *(f"- {sentence}" for sentence in sentences),
         "",
         *(["| left out | reason |", "|---|---|", *left] if left else []),
     ]

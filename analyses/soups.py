@@ -52,7 +52,7 @@ Scores = Mapping[str, float]
 
 @dataclass(frozen=True)
 class Pot:
-    """Fine-tunes of one task and what was made of them.
+    """Fine-tunes of one task, and their soups and ensemble.
 
     Attributes:
         start: the network that all fine-tunes started from.
@@ -60,7 +60,7 @@ class Pot:
         recipes: label of a recipe -> its scores.
         greedy: labels of the greedy soup's ingredients, in their order.
         best: label of the best single model on validation data.
-        oracle: label of the best single model on test data, which nobody may choose.
+        oracle: label of the best single model on test data, which is not available for selection.
     """
 
     start: Scores
@@ -72,7 +72,7 @@ class Pot:
 
 
 def fine_tune(task: ClassificationTask, seed: int, cache: Path) -> ws.StateDict:
-    """Return the fine-tune of a task and a seed, from the cache or made now, by the network too that it starts from."""
+    """Return the fine-tune of a task and a seed, cached separately for every network that it may start from."""
     return ws.load_checkpoint(fine_tune_path(task, seed, cache))
 
 
@@ -190,7 +190,7 @@ def print_table(pots: Mapping[str, Pot], *, start: str, measures: Sequence[str],
 
 
 def verdicts(pots: Mapping[str, Pot]) -> list[str]:
-    """Return what became of the greedy and the uniform soup against the best single model, split by split."""
+    """Compare the greedy and the uniform soup with the best single model, split by split, in sentences."""
     said = []
     for recipe in ("greedy soup", "uniform soup", "learned soup"):
         for measure in MEASURES:
@@ -211,7 +211,7 @@ def as_data(pots: Mapping[str, Pot]) -> dict[str, Any]:
 
 
 def _gains(pot: Pot) -> dict[str, dict[str, float]]:
-    """Return the points that every recipe is above the best single model, a measure each."""
+    """Return by how many points every recipe exceeds the best single model, on each measure."""
     best = pot.recipes["best single"]
     return {
         recipe: {measure: 100 * (scores[measure] - best[measure]) for measure in MEASURES}
@@ -230,9 +230,9 @@ def draw_scatter(
     x: str = "in distribution",
     y: str = "mean over shifts",
 ) -> None:
-    """Draw accuracy against accuracy under shift, a panel a split: fine-tunes small, recipes large.
+    """Draw accuracy against accuracy under shift, one panel per split: fine-tunes small, recipes large.
 
-    ``start`` is what the network is called that the fine-tunes started from; None leaves it out.
+    ``start`` is the label of the network that the fine-tunes started from; None leaves it out.
     """
     write_picture(path, lambda: _scatter(pots, start, x, y))
 

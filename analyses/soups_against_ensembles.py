@@ -2,8 +2,8 @@
 
 Fine-tunes of one digit classifier (an MLP 64-128-128-128-10, one epoch of pretraining), five epochs of Adam with rates
 from 1e-4 to 3e-3, two seeds each; for every pair of them the difference of the test losses of soup and ensemble, as
-equation (1) of the paper predicts it and as it is. A row a pretrained model. A rate of 1e-2 leaves the basin: the rows
-"beyond" have it as well, and the equation fails there.
+equation (1) of the paper predicts it and as it is. One row per pretrained model. A rate of 1e-2 leaves the basin: the
+rows "beyond" have it as well, and the equation fails there.
 
     python analyses/soups_against_ensembles.py
 """

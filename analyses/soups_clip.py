@@ -2,10 +2,10 @@
 
 Wortsman et al. 2022 (https://arxiv.org/abs/2203.05482) fine-tune a zero-shot CLIP many times; in distribution they find
 the greedy soup above the best model and the uniform soup a little below, under shift both far above. Here 12 fine-tunes
-a split: two learning rates, three augmentations, two seeds, four epochs on 10,000 images; 5,000 images choose, 10,000
+per split: two learning rates, three augmentations, two seeds, four epochs on 10,000 images; 5,000 images choose, 10,000
 test, clean and under four shifts. The pretrained model is made first, if it isn't there, on other images.
 
-    python analyses/soups_clip.py                             # three splits, from nothing on two cores some ten minutes
+    python analyses/soups_clip.py                             # three splits, ten minutes on two cores without a cache
     python analyses/soups_clip.py --splits 1 --workers 1      # a quick look
 """
 
@@ -30,7 +30,7 @@ RATES, AUGMENTATIONS, SEEDS = (5e-4, 1.5e-3), ("none", "flip", "jitter"), (0, 1)
 
 
 def label_of(rate: float, augmentation: str, seed: int) -> str:
-    """Return what a fine-tune is called."""
+    """Return the label of a fine-tune."""
     return f"rate {rate:g}, {augmentation}, seed {seed}"
 
 
@@ -47,7 +47,7 @@ def keep(split: int, rate: float, augmentation: str, seed: int, cache: Path) -> 
 
 
 def pot(split: int, cache: Path) -> Pot:
-    """Return the fine-tunes of a split and what was made of them."""
+    """Return the fine-tunes of a split, and their soups and ensemble."""
     task = fashion_clip(split=split)
     grid = product(RATES, AUGMENTATIONS, SEEDS)
     states = {label_of(*point): fine_tuned(split, *point, cache) for point in grid}

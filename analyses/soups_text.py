@@ -1,11 +1,11 @@
 """Soups of a text encoder on four domains of sentiment: within a domain, and across the domains.
 
 *Within*: fine-tunes of one domain that differ in learning rate and seed, as in Wortsman et al. 2022
-(https://arxiv.org/abs/2203.05482); the other three domains are the shift. *Across*: one fine-tune a domain, the best on
-its own validation data; validation and test are of all domains, and the last measure is the worst domain. Trained are
-the two upper layers of six and a head, on 500 sentences; 300 choose, 400 test.
+(https://arxiv.org/abs/2203.05482); the other three domains are the shift. *Across*: one fine-tune per domain, the best
+on its own validation data; validation and test are of all domains, and the last measure is the worst domain. The two
+upper layers of six and a head are trained on 500 sentences; 300 are for validation and 400 for the test.
 
-    python analyses/soups_text.py --help      # how to get the data is said in sentiment.py
+    python analyses/soups_text.py --help      # sentiment.py says how to get the data
 """
 
 from __future__ import annotations
@@ -41,13 +41,13 @@ def fine_tunes(domain: str, split: int, data: Path, cache: Path) -> tuple[Classi
 
 
 def within(domain: str, split: int, data: Path, cache: Path) -> Pot:
-    """Return the fine-tunes of a domain and what was made of them."""
+    """Return the fine-tunes of a domain, and their soups and ensemble."""
     task, states = fine_tunes(domain, split, data, cache)
     return cook(task, ws.train(task, 0, epochs=0), states)
 
 
 def across(split: int, best: Mapping[str, str], data: Path, cache: Path) -> Pot:
-    """Return what was made of one fine-tune a domain, those with these labels."""
+    """Return the soups and the ensemble of one fine-tune per domain, those with these labels."""
     states = {label: fine_tunes(domain, split, data, cache)[1][label] for domain, label in best.items()}
     task = all_domains_task(split, data)
     return cook(task, ws.train(task, 0, epochs=0), states, min)

@@ -90,7 +90,7 @@ def swept(name: str, pairs: Sequence[range], cache: Path = CACHE) -> Measured:
 
 
 def verdicts(found: Measured) -> list[dict[str, object]]:
-    """Hold the sweep over weight decay against what is expected of it; print and return how it stands."""
+    """Compare the sweep over weight decay with the expectations; print and return the verdicts."""
     listed = []
     for gate, (decay, expected) in zip(GATES, EXPECTED.items(), strict=True):
         off = abs(medians(found[decay].values())["R_.3"] - expected)
@@ -100,7 +100,7 @@ def verdicts(found: Measured) -> list[dict[str, object]]:
 
 
 def draw_sweeps(measured: Mapping[str, Measured], path: Path) -> None:
-    """Draw the alignment and the barrier against every quantity: lines through the medians and a dot a pair."""
+    """Draw the alignment and the barrier against every quantity: lines through the medians and one dot per pair."""
     write_picture(path, lambda: _figure(measured))
 
 

@@ -41,7 +41,7 @@ def draw(task: ClassificationTask, seeds: range, cache: Path, folder: Path) -> N
 @click.option("--cache", type=click.Path(path_type=Path), default=CACHE, help="Folder of trained networks.")
 @click.option("--output", type=click.Path(path_type=Path), default=HERE, help="Folder of results/ and figures/.")
 def main(tasks: str, pairs: int, first_seed: int, cache: Path, output: Path) -> None:
-    """Print every pair and the medians of each task; write results/two_basins.json and a figure a task."""
+    """Print every pair and the medians of each task; write results/two_basins.json and one figure per task."""
     torch.set_num_threads(1)
     results = {}
     groups = seed_groups(pairs, first=first_seed)

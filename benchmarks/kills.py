@@ -277,7 +277,7 @@ def older(command: Command, folder: Path) -> dict[str, bytes] | None:
 
 
 def killed(trial: Trial, draw: random.Random, seconds: float, table: Counter[tuple[str, str, str, str]]) -> int:
-    """Kill a command a few times, note down what came of it, and return how often it was hit."""
+    """Kill a command a few times, record the outcome, and return how often it was hit."""
     command, done = trial.command, 0
     for _ in range(CHAIN):
         number, whom = draw.choice(SIGNALS), draw.choice(WHOM if command.workers else WHOM[:2])

@@ -136,7 +136,7 @@ def _write_model(folder: Path, llama: Llama, seed: int) -> None:
 
 
 def _shards(llama: Llama) -> Iterator[Shapes]:
-    """Yield the shapes of each file: consecutive tensors, about equally many bytes a file."""
+    """Yield the shapes of each file: consecutive tensors, with about equally many bytes per file."""
     shapes = llama.shapes()
     share = sum(torch.Size(shape).numel() for shape in shapes.values()) / llama.shards
     files: list[Shapes] = [{} for _ in range(llama.shards)]

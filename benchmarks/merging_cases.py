@@ -46,7 +46,7 @@ class Case:
 
 
 def _recipe(method: str, base: str | None = None, **parameters: Any) -> dict[str, Any]:
-    """Return a recipe; parameters that are lists have one value a source."""
+    """Return a recipe; parameters that are lists have one value per source."""
     each = [
         {name: value[n] for name, value in parameters.items() if isinstance(value, list)} for n in range(len(SOURCES))
     ]

@@ -97,7 +97,7 @@ class ResNet50(nn.Module):
 
 
 def resnet50_groups() -> Groups:
-    """Return the 37 groups of ResNet-50: the stem, a stream a stage, two inside a block."""
+    """Return the 37 groups of ResNet-50: the stem, one stream per stage, two inside each block."""
     result: dict[str, tuple[str | None, ...]] = {}
 
     def layer(conv: str, norm: str, above: str, below: str | None) -> None:
