@@ -87,7 +87,7 @@ def test_arguments_of_another_kind_are_a_line(misuse: str) -> None:
         call()
 
 
-def test_checked_functions_keep_their_names_signatures_and_travel() -> None:
+def test_checked_functions_keep_names_and_signatures_and_can_be_pickled() -> None:
     assert list(inspect.signature(ws.merge).parameters)[:3] == ["states", "method", "base"]
     assert ws.merge.__name__ == "merge"
     assert pickle.loads(pickle.dumps(ws.merge)) is ws.merge

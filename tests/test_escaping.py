@@ -58,7 +58,7 @@ def test_the_lines_of_a_message_become_one() -> None:
     assert escaped_lines("a\n\tb\x1b\n") == "a\n\\tb\\x1b\n"
 
 
-def test_an_error_that_travels_between_processes_stays_what_it_is() -> None:
+def test_a_pickled_error_keeps_its_type_and_message() -> None:
     error = CheckpointError("x" * 1000 + "\x1b")
     again = pickle.loads(pickle.dumps(error))
     assert (type(again), str(again)) == (CheckpointError, str(error))

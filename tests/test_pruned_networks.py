@@ -1,4 +1,4 @@
-"""Networks pruned by ``torch.nn.utils.prune``: one mask is kept, different ones are refused at every entrance."""
+"""Networks pruned by ``torch.nn.utils.prune``: a common mask is kept, different ones are refused everywhere."""
 
 from collections.abc import Callable
 from pathlib import Path

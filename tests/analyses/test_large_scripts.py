@@ -100,7 +100,7 @@ def test_the_resnet_has_twenty_layers_and_a_spec_that_holds(script: Script, widt
     assert ws.verify_spec(spec, network, example)
 
 
-def test_treatments_differ_between_the_ends_only(script: Script, tmp_path: Path) -> None:
+def test_treatments_differ_only_between_the_endpoints(script: Script, tmp_path: Path) -> None:
     repair, task = script("repair"), toy_resnet(script)
     curves = repair.curves_by_method(task, *(ws.train(task, seed, epochs=2) for seed in (0, 1)))
     assert {label: curve.statistics for label, curve in curves.items()} == {

@@ -191,7 +191,7 @@ def test_a_mistake_is_one_line_and_nothing_is_written(
 
 @pytest.mark.parametrize("command", ["predict", "evaluate"])
 @pytest.mark.parametrize("scores", ["p.npy", "edges.csv"])
-def test_a_metric_in_the_place_of_the_scores_is_told(folder: Path, command: str, scores: str) -> None:
+def test_a_metric_in_place_of_the_scores_is_reported(folder: Path, command: str, scores: str) -> None:
     truth = ("--truth", "truth.txt") if command == "evaluate" else ()
     result = run(command, scores, "tree.safetensors", "--observed", "classes.txt", *truth)
     assert result.exit_code == 2

@@ -131,7 +131,7 @@ def test_method_without_a_name_lists_every_method_with_its_paper() -> None:
         assert row.source in result.output
 
 
-def test_a_permutation_in_the_place_of_the_checkpoint_is_told() -> None:
+def test_a_permutation_in_place_of_the_checkpoint_is_reported() -> None:
     assert run(*NAMED, "-o", "p.safetensors").exit_code == 0
     result = CliRunner().invoke(cli.main, ["permute", "p.safetensors", PAIR[1], *NAMED, "-o", "m.safetensors"])
     assert result.exit_code == 2
@@ -139,7 +139,7 @@ def test_a_permutation_in_the_place_of_the_checkpoint_is_told() -> None:
     assert not Path("m.safetensors").exists()
 
 
-def test_a_task_in_the_place_of_a_network_is_told() -> None:
+def test_a_task_in_place_of_a_network_is_reported() -> None:
     result = CliRunner().invoke(cli.main, ["spec", "--network", "signs.py:task"])
     assert result.exit_code == 2
     assert "signs.py:task is a task, not a network. Give it as --task signs.py:task." in result.stderr

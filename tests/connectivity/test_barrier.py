@@ -41,7 +41,7 @@ def test_a_flat_curve_has_none(level: float, points: int) -> None:
     assert barrier(evenly([level] * points)) == pytest.approx(0, abs=1e-9)
 
 
-def test_a_valley_below_the_ends_is_not_clipped_against_their_mean() -> None:
+def test_a_valley_below_the_endpoints_is_not_clipped_against_their_mean() -> None:
     assert barrier(Curve((0, 0.5, 1), (1.0, 0.2, 1.0)), baseline="linear") == 0
     assert barrier(Curve((0, 0.5, 1), (1.0, 0.2, 2.0)), baseline="mean") == 0.5
 

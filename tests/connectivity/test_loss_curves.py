@@ -52,7 +52,7 @@ def test_a_curve_in_closed_form_is_found(points: int) -> None:
     assert barrier(curve, baseline="mean") == 4
 
 
-def test_the_ends_are_the_scores_of_the_models_exactly(digits_mlp, digits_cnn, mlp_states, cnn_states) -> None:
+def test_the_endpoints_are_the_scores_of_the_models_exactly(digits_mlp, digits_cnn, mlp_states, cnn_states) -> None:
     for task, states in ((digits_mlp, mlp_states), (digits_cnn, cnn_states)):
         curve = loss_curve(task, *states, points=2)
         for index, state in enumerate(states):
@@ -95,7 +95,7 @@ def test_equal_calls_give_equal_curves_and_leave_the_inputs_alone(digits_cnn, cn
 
 
 @pytest.mark.parametrize("position", [0.0, 0.3, 0.5, 0.7, 1.0, 1.5])
-def test_the_walk_in_place_agrees_with_interpolate_bit_for_bit(digits_cnn, cnn_states, position) -> None:
+def test_points_computed_in_place_agree_with_interpolate_bit_for_bit(digits_cnn, cnn_states, position) -> None:
     walked = interpolated(digits_cnn.network(), *cnn_states, position).state_dict()
     for name, tensor in interpolate(*cnn_states, position).items():
         assert torch.equal(walked[name], tensor), name

@@ -1,4 +1,4 @@
-"""Matrices of barriers: every pair is the barrier of its curve, wherever and in whatever order it is walked."""
+"""Matrices of barriers: every pair is the barrier of its curve, whatever the order and the number of workers."""
 
 import math
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""The point of it all: two seeds lie in two basins, and in one once their hidden units are matched."""
+"""Two seeds lie in two basins, and in one once their hidden units are matched."""
 
 from collections.abc import Callable
 

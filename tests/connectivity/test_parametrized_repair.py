@@ -1,4 +1,4 @@
-"""REPAIR of parametrized networks is that of the plain ones, or refused; what was not done is not said."""
+"""REPAIR of parametrized networks is that of the plain ones, or refused; curves name the statistics that were used."""
 
 import warnings
 from collections.abc import Callable
@@ -141,7 +141,7 @@ def without_gain() -> nn.Module:
 
 
 @pytest.mark.parametrize(("build", "done"), [(only_output, "none"), (without_gain, "reset")])
-def test_a_repair_that_touches_no_layer_is_not_stamped_so(build: Any, done: str) -> None:
+def test_a_repair_that_sets_no_layer_is_not_labelled_repair(build: Any, done: str) -> None:
     task = task_of(build)
     a, b = (weights(task, seed) for seed in (1, 2))
     with pytest.warns(WeightspaceWarning, match=f"no layer of hidden units.*using '{done}' instead"):
@@ -156,10 +156,13 @@ def test_a_repair_that_touches_no_layer_is_not_stamped_so(build: Any, done: str)
     assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert loss_curve(task_of(lambda: dense(plain)), *_plain_ends(), 3, statistics="repair").statistics == "repair"
+        assert (
+            loss_curve(task_of(lambda: dense(plain)), *_plain_endpoints(), 3, statistics="repair").statistics
+            == "repair"
+        )
 
 
-def _plain_ends() -> list[StateDict]:
+def _plain_endpoints() -> list[StateDict]:
     return [weights(task_of(lambda: dense(plain)), seed) for seed in (1, 2)]
 
 

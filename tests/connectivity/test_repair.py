@@ -39,7 +39,7 @@ def largest_error(found: Any, a: StateDict, b: StateDict, repaired: StateDict, p
 
 @every_network
 @pytest.mark.parametrize("position", [0.3, 0.5])
-def test_units_have_the_interpolated_mean_and_deviation_of_the_ends(name: str, position: float) -> None:
+def test_units_have_the_interpolated_mean_and_deviation_of_the_endpoints(name: str, position: float) -> None:
     found, a, b = pair(name)
     layers = NETWORKS[name][2]
     assert largest_error(found, a, b, repair(found, a, b, position, passes=ENOUGH), position, layers) < 1e-9
@@ -98,7 +98,7 @@ def test_a_reset_is_the_interpolation_with_recomputed_statistics() -> None:
 
 @pytest.mark.parametrize("name", ["plain", "batch norm"])
 def test_units_that_are_dead_in_one_network_or_in_all_are_safe(name: str) -> None:
-    """Unit 0 is constant in both ends, unit 1 in one of them, unit 2 in the network between only."""
+    """Unit 0 is constant in both endpoints, unit 1 in one of them, unit 2 only in the network between them."""
     found, a, b = pair(name)
     layer = NETWORKS[name][2][0]
     for state in (a, b):

@@ -66,7 +66,7 @@ def test_its_maximum_is_that_of_a_fine_grid(slope: float, first: float, second: 
 def test_its_derivatives_are_those_of_finite_differences() -> None:
     found = task_of(smooth)
     a, b = weights(found, 1), weights(found, 2)
-    first, second = _derivatives(Losses(found), a, way(a, b), "validation")
+    first, second = _derivatives(Losses(found), a, direction(a, b), "validation")
     low, middle, high = (moved_loss(found, a, b, step) for step in (-1e-4, 0.0, 1e-4))
     assert first == pytest.approx((high - low) / 2e-4, rel=1e-6)
     assert second == pytest.approx((high - 2 * middle + low) / 1e-8, rel=1e-4)
@@ -74,12 +74,12 @@ def test_its_derivatives_are_those_of_finite_differences() -> None:
 
 def test_its_slope_on_digits_is_that_of_finite_differences(digits_mlp: Any, mlp_states: Any) -> None:
     a, b = mlp_states
-    first, _ = _derivatives(Losses(digits_mlp), a, way(a, b), "validation")
+    first, _ = _derivatives(Losses(digits_mlp), a, direction(a, b), "validation")
     slope = (moved_loss(digits_mlp, a, b, 1e-2) - moved_loss(digits_mlp, a, b, -1e-2)) / 2e-2
     assert first == pytest.approx(slope, rel=0.05)
 
 
-def way(a: StateDict, b: StateDict) -> StateDict:
+def direction(a: StateDict, b: StateDict) -> StateDict:
     return {name: b[name] - a[name] for name in a}
 
 

@@ -55,7 +55,7 @@ def test_accuracy_is_that_of_the_network() -> None:
     assert before["loss"] != after["loss"]
 
 
-def test_a_network_between_two_is_not_sure_enough_of_itself(digits_mlp: Any, mlp_states: Any) -> None:
+def test_a_network_between_two_is_underconfident(digits_mlp: Any, mlp_states: Any) -> None:
     fitted = midpoint_temperature(digits_mlp, *mlp_states)
     assert fitted.loss == loss_curve(digits_mlp, *mlp_states, 3).loss[1]
     assert fitted.split == "test"

@@ -133,7 +133,7 @@ def weights(found: Any, seed: int) -> StateDict:
 
 
 def outputs(found: Any, state: StateDict, layers: tuple[str, ...]) -> dict[str, Tensor]:
-    """Return all outputs of layers over the training data in evaluation mode, a row a value, a column a unit."""
+    """Return all outputs of layers over the training data in evaluation mode, ``(values, units)``."""
     network = found.network().eval()
     network.load_state_dict(state)
     seen: dict[str, list[Tensor]] = {name: [] for name in layers}

@@ -100,7 +100,7 @@ def test_no_pattern_takes_long(key: str) -> None:
 
 
 @pytest.mark.parametrize("key", ["q_proj", r"layers\.\d+\.q_proj", "(a|b)*c", r"[^\W\d]+.x"])
-def test_patterns_travel_to_another_process(key: str) -> None:
+def test_patterns_can_be_pickled(key: str) -> None:
     patterns = Patterns({key: 1})
     again = pickle.loads(pickle.dumps(patterns))
     for module in ("layers.3.q_proj", "abac", "abacx.x", "q_proj"):

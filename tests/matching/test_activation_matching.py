@@ -91,7 +91,7 @@ def test_small_groups_of_equal_size_are_distinguished() -> None:
 
 @pytest.mark.parametrize(("samples", "pixels"), [(6, 7), (4, 7), (6, 4)])
 def test_dimensions_as_long_as_a_group_inside_a_group_are_none(samples: int, pixels: int) -> None:
-    """A grouped convolution has four channels a group; so may samples be, or pixels."""
+    """A grouped convolution has four channels per group; there may be as many samples or pixels."""
     layers = [nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 8, 3, groups=2, padding=1), nn.ReLU()]
     with torch.random.fork_rng():
         torch.manual_seed(0)
@@ -211,7 +211,7 @@ def test_networks_that_keep_their_normalised_weights_are_matched(norm: Callable[
     torch.manual_seed(0)
     x = torch.randn(64, 12)
     target = network()
-    target(x)  # the weight that it keeps hangs on the graph of its gradients
+    target(x)  # the weight that it keeps is part of an autograd graph
     spec = derive_spec(target, (x,))
     planted = Permutation.random(spec, seed=1)
     source = network(permute(spec, planted, {key: tensor.detach() for key, tensor in target.state_dict().items()}))

@@ -163,7 +163,7 @@ def test_alignment_is_reproducible_and_leaves_its_inputs_as_they_are() -> None:
         assert all(torch.equal(state[name], old[name]) for name in state)
 
 
-def test_progress_is_told() -> None:
+def test_progress_is_reported() -> None:
     seen: list[str] = []
     spec, a, b = spec_of_digits(), trained(0), trained(1)
     options = {"task": digits(), "method": "learned", "steps": 2}

@@ -1,6 +1,6 @@
 """Permutations of attention written out: heads, and inside each head those that positions and shared keys leave.
 
-Queries and keys without rotary positions share one permutation a head, values and the output projection another.
+Queries and keys without rotary positions share one permutation per head, values and the output projection another.
 Rotary positions turn pairs of dimensions at frequencies of their own, so that queries and keys keep their order; heads
 that share keys and values move with them, and among themselves.
 """
@@ -152,7 +152,7 @@ def test_rotary_positions_leave_heads_and_values_and_queries_of_shared_keys_move
         ("llama_one_key", 4, 0, "(heads 8)", "values", "(heads values)"),
     ],
 )
-def test_the_ends_of_shared_keys_every_head_its_own_and_all_heads_the_same(
+def test_keys_of_every_head_its_own_and_keys_shared_by_all_heads(
     name: str, heads: int, inner: int, query: str, value: str, out: str
 ) -> None:
     spec, texts = _of(name)

@@ -47,15 +47,15 @@ def test_the_objective_is_the_loss_of_the_permutation_and_never_worse_than_the_s
     assert matching.objective[-1] == midpoint_loss(kind, matching.permutation)
 
 
-def test_the_projected_estimator_begins_at_weight_matching() -> None:
+def test_without_steps_the_projected_estimator_returns_weight_matching() -> None:
     both = ends("mlp")
     begin = weight_matching(both.spec, both.target, both.source)
     assert run("mlp", steps=0).objective[-1] <= midpoint_loss("mlp", begin.permutation)
     assert run("mlp", steps=0).permutation == begin.permutation
 
 
-def test_the_projected_estimator_starts_from_weight_matching() -> None:
-    """In which of these small networks there is more to find hangs on the machine that trained them."""
+def test_the_projected_estimator_improves_on_weight_matching() -> None:
+    """Which of these small networks leave room for improvement depends on the machine that trained them."""
     left = []
     for kind in ("mlp", "cnn", "resnet", "attention"):
         both = ends(kind)

@@ -94,13 +94,13 @@ def test_two_models_are_matched_as_well_as_by_weight_matching(
 
 
 @pytest.mark.parametrize("name", SMALL)
-def test_cycle_consistent_matching_ends_no_lower_than_turns(name: str, derived: Any, state: Any) -> None:
+def test_cycle_consistent_matching_ends_no_lower_than_merge_many(name: str, derived: Any, state: Any) -> None:
     spec, models = derived(name), [state(name, seed) for seed in range(3)]
     assert cycle_consistent(spec, models).objective[-1] >= merge_many(spec, models).objective[-1]
 
 
 @every_method
-def test_another_order_of_copies_only_changes_their_places(method: Method, derived: Any, state: Any) -> None:
+def test_another_order_of_copies_only_reorders_the_permutations(method: Method, derived: Any, state: Any) -> None:
     spec, order = derived("mlp"), [2, 0, 3, 1]
     _, models = copies(spec, state("mlp"), 4)
     plain, shuffled = method(spec, models), method(spec, [models[old] for old in order])

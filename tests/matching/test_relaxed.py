@@ -48,7 +48,7 @@ def objective(states: list[StateDict]) -> float:
     return sum(float((a[name] * b[name]).sum()) for a, b in pairs for name in a)
 
 
-def on_the_way(spec: PermutationSpec, state: StateDict, goal: Permutation, share: float) -> StateDict:
+def on_the_line(spec: PermutationSpec, state: StateDict, goal: Permutation, share: float) -> StateDict:
     """Multiply by the matrices (1 − t) I + t D themselves."""
     start, end = (matrices_of(one, torch.float64) for one in (Permutation.identity(spec), goal))
     soft = {group: torch.lerp(start[group], end[group], share) for group in start}
@@ -67,7 +67,7 @@ def test_the_line_is_what_matrices_give(name: str, share: float) -> None:
     goals = [Permutation.random(spec, seed=seed) for seed in range(3)]
     relaxation = Relaxation(spec, states, spread=False)
     line = relaxation.line([goal.indices for goal in goals])
-    expected = objective([on_the_way(spec, s, p, share) for s, p in zip(states, goals, strict=True)])
+    expected = objective([on_the_line(spec, s, p, share) for s, p in zip(states, goals, strict=True)])
     assert line(share) == pytest.approx(expected, rel=1e-12)
     relaxation.advance([goal.indices for goal in goals], share)
     assert relaxation.line([{}] * 3)(0) == pytest.approx(expected, rel=1e-12)

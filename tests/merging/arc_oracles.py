@@ -1,4 +1,4 @@
-"""The methods along arcs once more, as ``oracles`` has the others."""
+"""Naive implementations of the methods along arcs; ``oracles`` has the others."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def nuslerp(
 
 def nuslerp_line(a: Array, b: Array, t: float) -> Array:
     cos = cosine(a, b)
-    if 1 - cos**2 <= 1e-14:  # 1e-16 in MERGING.md, which is less than the rounding of cos
+    if 1 - cos**2 <= 1e-14:  # not 1e-16, which is below the rounding error of cos
         return (1 - t) * a + t * b
     return arc(a, b, math.acos(cos), t)
 

@@ -1,4 +1,4 @@
-"""The methods of singular vectors and of statistics of data once more, as ``oracles`` has the others."""
+"""Naive implementations of the methods on singular vectors and on data statistics; ``oracles`` has the others."""
 
 from __future__ import annotations
 

@@ -81,7 +81,7 @@ def _masked(
 #: Names in recipes that the functions above call otherwise.
 _ARGUMENTS = {"lambda": "factor", "nuslerp_flatten": "flatten", "nuslerp_row_wise": "row_wise"}
 
-#: Parameters that are one number a model, and what they are where nobody says anything.
+#: Parameters that are one number per model, with their defaults.
 _PER_MODEL = {
     **{name: {"density": 1.0} for name in ("ties", "dare_linear", "dare_ties", "della", "della_linear")},
     **{name: {"density": 1.0} for name in ("knots", "core_space")},

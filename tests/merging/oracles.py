@@ -1,7 +1,7 @@
-"""Every merge method once more, in float64 and as slowly as MERGING.md's formulas read; nothing here knows the package.
+"""Naive implementations of every merge method in float64, from the formulas of the papers, independent of the package.
 
-Models and base are numpy arrays of one shape; weights, densities and such are one number a model. Masks are given, not
-drawn. Sparsifying methods keep the largest by size, equal ones from the first position on.
+Models and base are numpy arrays of one shape; there is one weight or density per model. Masks are given, not drawn.
+Sparsifying methods keep the largest by size, equal ones from the first position on.
 """
 
 from __future__ import annotations

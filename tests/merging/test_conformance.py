@@ -217,7 +217,7 @@ def refusal(case: Mapping[str, Any], inputs: StateDict) -> str:
 
 
 def mergekit_differs(case: Mapping[str, Any]) -> bool:
-    """Return whether MERGING.md defines something else than what mergekit does.
+    """Return whether this library defines another result than mergekit.
 
     At density 0 it keeps nothing (one element here); its constants hide differences of 1e-9; squares of 1e36 overflow,
     and it rounds to bfloat16 at every step; and what it calls a filter is a row of the last dim of a convolution too.

@@ -192,8 +192,9 @@ def test_a_view_with_strides_merges_as_its_copy(variant: Variant) -> None:
 
 @pytest.mark.parametrize("variant", [*ROWS, *(variant for variant in SUMMING if variant not in ROWS)], ids=str)
 def test_the_number_of_threads_is_irrelevant(variant: Variant) -> None:
-    """One matrix that torch shares out. Singular vectors hang on the order of LAPACK's sums too, so those to 1e-4: of
-    two near singular values they turn by their rounding over the gap."""
+    """One matrix that torch splits over threads. Singular vectors also depend on the order of LAPACK's sums, hence
+    1e-4: those of two close singular values rotate by the rounding error over the gap.
+    """
     shape = (60, 50) if variant.singular else (40, 1000)
     states = [{"w": normals(seed, shape)} for seed in range(variant.count + 1)]
     assert torch.get_num_threads() == 1

@@ -217,7 +217,7 @@ def test_a_number_of_models_that_a_method_does_not_take_is_refused(variant: Vari
 
 
 @every_row
-def test_weights_are_one_finite_number_a_model_and_only_where_models_have_weights(variant: Variant) -> None:
+def test_weights_are_one_finite_number_per_model_and_only_where_models_have_weights(variant: Variant) -> None:
     models, base = sample(variant)
     wrong = {
         "4 weights for": [1.0] * 4,

@@ -32,7 +32,7 @@ def test_every_element_has_its_own_probability() -> None:
 
 @pytest.mark.parametrize("count", [1, 7, 63, 65, 1001])
 @pytest.mark.parametrize("keep", [0.5, 0.3])
-def test_a_mask_of_any_length_has_a_bit_an_element(count: int, keep: float) -> None:
+def test_a_mask_of_any_length_has_one_bit_per_element(count: int, keep: float) -> None:
     assert len(random_mask(0, "w", "model", 0, count, keep)) == (count + 7) // 8
     assert len(random_mask(0, "w", "model", 0, count, np.full(count, keep))) == (count + 7) // 8
 

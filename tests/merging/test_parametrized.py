@@ -104,7 +104,7 @@ def test_spectral_norm_on_weight_norm_is_merged() -> None:
     assert largest_singular_value(BOTH, weight) == pytest.approx(1, abs=1e-5)
 
 
-def test_the_survey_of_a_whole_model_counts_a_pair_once() -> None:
+def test_the_global_pass_over_a_model_counts_a_pair_once() -> None:
     models, base = split(fine_tunes(WEIGHT_NORMS["convolution"], 3))
     options = {"base": base, "parameters": {"density": 0.3, "scope": "model"}}
     result = plain(merge(models, "ties", **options))

@@ -142,7 +142,7 @@ def test_ties_is_the_exact_consensus_rounded_once(
     expected = exact.ties(
         [exact.fractions(model) for model in models], exact.fractions(base), weights, density, factor, normalize
     )
-    # A vote may hang on an element that is cut off by what is all but a tie.
+    # A vote may depend on an element that is trimmed by a near tie.
     assert exact.share_right(found, expected) >= 0.999
 
 

@@ -39,7 +39,7 @@ def test_serial_processes_and_ray_give_equal_soups_and_lines(tmp_path: Path) -> 
         assert equal(lines[place].state, lines["serial"].state)
 
 
-def test_states_travel_too_and_a_function_with_them(tmp_path: Path) -> None:
+def test_state_dicts_and_functions_are_sent_to_workers(tmp_path: Path) -> None:
     task = ws.load_task(SOURCE)
     _, states = fine_tunes(task, 3)  # type: ignore[arg-type]
     soups = [ws.greedy_soup(states, task, cache=False, executor=place, workers=2) for place in EXECUTORS]

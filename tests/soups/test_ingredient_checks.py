@@ -147,7 +147,7 @@ def test_a_greedy_soup_takes_no_file_twice(tmp_path: Path) -> None:
     assert len(ws.greedy_soup([a, b, a], PLAIN, replacement=True).trials) > 2
 
 
-def test_equal_ingredients_are_told(tmp_path: Path) -> None:
+def test_equal_ingredients_are_reported(tmp_path: Path) -> None:
     _, states = fine_tunes(PLAIN, 2)
     with pytest.warns(WeightspaceWarning, match="0 and 2 are equal"):
         ws.greedy_soup([*states, dict(states[0])], PLAIN)

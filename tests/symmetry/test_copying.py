@@ -82,7 +82,7 @@ def _same(a: Any, b: Any) -> bool:
 @pytest.mark.parametrize("used", [False, True])
 def test_deriving_and_verifying_leave_the_module_as_it_was(name: str, used: bool) -> None:
     module, x = KEEPERS[name](), torch.randn(3, 6)
-    if used:  # what it keeps now hangs on the graph of its gradients
+    if used:  # its cached tensors are now part of an autograd graph
         module(x).sum().backward()
     before = _record(module)
     spec = derive_spec(module, (x,))

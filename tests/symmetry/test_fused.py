@@ -121,31 +121,31 @@ PASSING: dict[str, Callable[[Tensor], Tensor]] = {
 class _Stack(nn.Module):
     """A residual stream with a layer of attention for every usual way to take queries, keys and values apart."""
 
-    WAYS = ("unbind", "select", "chunk", "split", "slices")
+    SPLITS = ("unbind", "select", "chunk", "split", "slices")
 
     def __init__(self, passing: Callable[[Tensor], Tensor], width: int = 8, heads: int = 2) -> None:
         super().__init__()
         self.passing, self.heads, self.enter, self.leave = passing, heads, nn.Linear(5, width), nn.Linear(width, 2)
-        self.qkv = nn.ModuleDict({way: nn.Linear(width, 3 * width) for way in self.WAYS})
-        self.out = nn.ModuleDict({way: nn.Linear(width, width) for way in self.WAYS})
+        self.qkv = nn.ModuleDict({split: nn.Linear(width, 3 * width) for split in self.SPLITS})
+        self.out = nn.ModuleDict({split: nn.Linear(width, width) for split in self.SPLITS})
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.enter(x)
-        for way in self.WAYS:
-            fused = self.qkv[way](x)
-            parts = [part.transpose(1, 2) for part in self.taken(way, fused)]
-            x = x + self.out[way](scaled_dot_product_attention(*parts).transpose(1, 2).flatten(2))
+        for split in self.SPLITS:
+            fused = self.qkv[split](x)
+            parts = [part.transpose(1, 2) for part in self.taken(split, fused)]
+            x = x + self.out[split](scaled_dot_product_attention(*parts).transpose(1, 2).flatten(2))
         return self.leave(x)
 
-    def taken(self, way: str, fused: Tensor) -> Sequence[Tensor]:
+    def taken(self, split: str, fused: Tensor) -> Sequence[Tensor]:
         width = fused.shape[-1] // 3
         apart = (*fused.shape[:2], 3, self.heads, width // self.heads)
-        if way in ("unbind", "select"):
+        if split in ("unbind", "select"):
             fused = self.passing(fused.view(apart))
-            return fused.unbind(2) if way == "unbind" else [fused[:, :, number] for number in range(3)]
+            return fused.unbind(2) if split == "unbind" else [fused[:, :, number] for number in range(3)]
         fused = self.passing(fused)
         ranges = [fused[..., number * width : (number + 1) * width] for number in range(3)]
-        parts = {"chunk": fused.chunk(3, -1), "split": fused.split(width, -1), "slices": ranges}[way]
+        parts = {"chunk": fused.chunk(3, -1), "split": fused.split(width, -1), "slices": ranges}[split]
         return [part.view(*part.shape[:2], self.heads, -1) for part in parts]
 
 
@@ -159,11 +159,11 @@ def test_heads_are_found_behind_every_pass_through_operator(name: str) -> None:
     network = _Stack(PASSING[name]).eval()
     spec = derive_spec(network, (torch.randn(2, 3, 5),))
     assert _told(spec) == []
-    assert len(spec.groups) == 1 + 3 * len(_Stack.WAYS)
-    for way in _Stack.WAYS:
-        heads = {outer for inner, outer in spec.outer.items() if inner in format_axes(spec.axes[f"qkv.{way}.bias"])}
+    assert len(spec.groups) == 1 + 3 * len(_Stack.SPLITS)
+    for split in _Stack.SPLITS:
+        heads = {outer for inner, outer in spec.outer.items() if inner in format_axes(spec.axes[f"qkv.{split}.bias"])}
         assert len(heads) == 1
-        assert format_axes(spec.axes[f"qkv.{way}.bias"]).count(f"{next(iter(heads))} [") == 3
+        assert format_axes(spec.axes[f"qkv.{split}.bias"]).count(f"{next(iter(heads))} [") == 3
 
 
 @pytest.mark.parametrize("name", sorted(PASS_THROUGH))

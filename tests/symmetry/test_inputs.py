@@ -1,4 +1,4 @@
-"""Specs of networks that take integers, several inputs, or inputs by name; and those whose way depends on values."""
+"""Specs of networks that take integers, several inputs, or inputs by name; and those that branch on values."""
 
 from collections import UserDict
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""GGUF headers that lie are refused with one line that names the file, before what they declare is allocated."""
+"""False GGUF headers are refused with one line that names the file, before what they declare is allocated."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Recipes of mixtures as mergekit-moe takes them: what is built, what is told, and what is refused in one line."""
+"""Recipes of mixtures as mergekit-moe takes them: what is built, reported, and refused in one line."""
 
 import json
 import shutil

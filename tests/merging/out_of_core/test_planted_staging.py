@@ -162,7 +162,7 @@ JOURNALS = {
 
 
 @pytest.mark.parametrize("journal", JOURNALS.values(), ids=JOURNALS)
-def test_of_a_damaged_journal_what_is_whole_counts(journal: bytes, folder: Path) -> None:
+def test_intact_entries_of_a_damaged_journal_are_used(journal: bytes, folder: Path) -> None:
     staging = interrupted("out.safetensors")
     (path,) = staging.glob("journal.*")
     path.write_bytes(journal)

@@ -1,4 +1,4 @@
-"""Tokens of the models of a merge: one id for each, by whatever files tell it; what cannot be compared is told."""
+"""Tokens of the models of a merge: one id for each, by whatever files tell it; what cannot be compared is reported."""
 
 import json
 import re

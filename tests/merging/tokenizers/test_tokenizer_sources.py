@@ -206,7 +206,7 @@ def test_biases_of_heads_move_with_their_rows(name: str, content: dict[str, Any]
     assert all(torch.equal(merged[key], tensor) for key, tensor in expected.items())
 
 
-def test_a_token_beyond_the_rows_and_one_that_no_model_has_are_told(content: dict[str, Any], tmp_path: Path) -> None:
+def test_tokens_without_a_row_or_a_model_are_reported(content: dict[str, Any], tmp_path: Path) -> None:
     count = len(ids(content))
     a = save(llama(count), with_tokens(content, "<|a|>"), tmp_path / "a")
     b = save(llama(count, seed=1), content, tmp_path / "b")
