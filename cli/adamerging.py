@@ -75,7 +75,7 @@ def command(
     output: str,
     device: str,
     as_json: bool,
-    **said: Any,
+    **opts: Any,
 ) -> None:
     """Merge fine-tunes CKPT... of --base with coefficients that make predictions on unlabelled inputs certain.
 
@@ -88,14 +88,14 @@ def command(
       weightspace adamerging a.pt b.pt --base base.pt --task digits-mlp --per model --ties -o merged.safetensors
       weightspace adamerging a.pt b.pt --base base.pt --task math.py:task --task code.py:task -o merged.safetensors
     """
-    if not said["ties"]:
+    if not opts["ties"]:
         options.check_effect(["density"], "without --ties")
     options.check_inputs(*checkpoints, base)
     options.check_apart(output, *checkpoints, base, *tasks)
     loaded = [networks.load_any_task(name, data, device=device) for name in tasks]
     found = [task for task in loaded if task is not None]
-    merged = _merged(checkpoints, base, found, said)
-    _save(merged, output, checkpoints, base, {"tasks": [task.name for task in found], **said})
+    merged = _merged(checkpoints, base, found, opts)
+    _save(merged, output, checkpoints, base, {"tasks": [task.name for task in found], **opts})
     if as_json:
         fields = {"coefficients": merged.coefficients, "entropies": merged.entropies, "scores": merged.scores}
         echo_report({"models": checkpoints, **plain(fields)}, output=output, files=files_of(output))
@@ -104,12 +104,12 @@ def command(
     echo_files(files_of(output))
 
 
-def _merged(checkpoints: Sequence[str], base: str, tasks: Sequence[Task], said: dict[str, Any]) -> AdaMerged:
+def _merged(checkpoints: Sequence[str], base: str, tasks: Sequence[Task], opts: dict[str, Any]) -> AdaMerged:
     """Learn the coefficients, showing every few steps."""
     from weightspace.soups import AdaMergingOptions, adamerging
 
-    chosen = AdaMergingOptions(**{name: said[name] for name in _OPTIONS})
-    given = {name: said[name] for name in ("per", "ties", "statistics")}
+    chosen = AdaMergingOptions(**{name: opts[name] for name in _OPTIONS})
+    given = {name: opts[name] for name in ("per", "ties", "statistics")}
     with live_table(("step", "entropy")) as show:
         return adamerging(checkpoints, base, tasks, **given, options=chosen, on_progress=_shown(show))
 

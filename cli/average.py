@@ -79,7 +79,7 @@ if TYPE_CHECKING:
     help="Execution backend; auto starts processes only if the run is large enough to benefit.",
 )
 @options.as_json
-def command(run: str, task: str | None, data: Path | None, output: str, as_json: bool, **said: Any) -> None:
+def command(run: str, task: str | None, data: Path | None, output: str, as_json: bool, **opts: Any) -> None:
     """Average the last checkpoints of the training run in the folder RUN, out of core.
 
     The steps are read from the names: step_1000.safetensors, checkpoint-1000, epoch=3-step=1200.ckpt, iter_0001000.
@@ -93,66 +93,66 @@ def command(run: str, task: str | None, data: Path | None, output: str, as_json:
       weightspace average run --last 8 --task digits-mlp --best --report windows.png -o best.safetensors
       weightspace average run --score 'python score.py {model}' --mode min --best -o best.safetensors
     """
-    scores = _check(task, said)
-    by_command = None if said["score"] is None else path_score(said["score"], said["device"])
-    check_reports(said["reports"])
-    window = _window(said["window"])
+    scores = _check(task, opts)
+    by_command = None if opts["score"] is None else path_score(opts["score"], opts["device"])
+    check_reports(opts["reports"])
+    window = _window(opts["window"])
     options.check_inputs(run)
-    for path in (output, *said["reports"]):
+    for path in (output, *opts["reports"]):
         options.check_apart(path, task)
     from weightspace.runs import find_checkpoints, schedule_weights
 
-    found = find_checkpoints(run, last=said["last"], window=window, every=said["every"], pattern=said["pattern"])
-    schedule_weights(said["schedule"], len(found))
-    for path in (output, *said["reports"]):
-        options.check_apart(path, *(checkpoint.path for checkpoint in find_checkpoints(run, pattern=said["pattern"])))
-    judge = None if said["dry_run"] else networks.load_any_task(task, data, device=said["device"])
+    found = find_checkpoints(run, last=opts["last"], window=window, every=opts["every"], pattern=opts["pattern"])
+    schedule_weights(opts["schedule"], len(found))
+    for path in (output, *opts["reports"]):
+        options.check_apart(path, *(checkpoint.path for checkpoint in find_checkpoints(run, pattern=opts["pattern"])))
+    judge = None if opts["dry_run"] else networks.load_any_task(task, data, device=opts["device"])
     windows = None
     scorer = judge or by_command
-    if scores and scorer is not None and not said["dry_run"]:
-        windows = _scored(found, scorer, said)
-        found = found[-windows.best :] if said["best"] else found
-    report = _averaged(found, output, judge, said)
-    _show(report, found, windows, said, as_json=as_json)
+    if scores and scorer is not None and not opts["dry_run"]:
+        windows = _scored(found, scorer, opts)
+        found = found[-windows.best :] if opts["best"] else found
+    report = _averaged(found, output, judge, opts)
+    _show(report, found, windows, opts, as_json=as_json)
 
 
-def _averaged(found: Sequence[RunCheckpoint], output: str, task: Task | None, said: dict[str, Any]) -> MergeReport:
+def _averaged(found: Sequence[RunCheckpoint], output: str, task: Task | None, opts: dict[str, Any]) -> MergeReport:
     """Write the average."""
     from weightspace.runs import average_run
 
-    with byte_progress(f"averaging into {output}", shown=not said["dry_run"]) as update:
+    with byte_progress(f"averaging into {output}", shown=not opts["dry_run"]) as update:
         try:
             report = average_run(
                 found,
                 output,
-                schedule=said["schedule"],
+                schedule=opts["schedule"],
                 task=task,
-                dtype=said["dtype"],
-                **_groups(said),
-                dry_run=said["dry_run"],
-                lenient=said["lenient"],
+                dtype=opts["dtype"],
+                **_groups(opts),
+                dry_run=opts["dry_run"],
+                lenient=opts["lenient"],
                 warn=warn,
                 on_progress=update,
             )
         except KeyboardInterrupt:
             echo(interrupted_line(output), err=True)
             raise SystemExit(130) from None
-    if task is None and not said["dry_run"]:
+    if task is None and not opts["dry_run"]:
         for line in advice_on_statistics(output, "linear", len(found)):
             warn(line)
     return report
 
 
-def _check(task: str | None, said: dict[str, Any]) -> bool:
+def _check(task: str | None, opts: dict[str, Any]) -> bool:
     """Check that the options are consistent; return whether windows are scored."""
-    if task is not None and said["score"] is not None:
+    if task is not None and opts["score"] is not None:
         raise WeightspaceError("--task and --score both score the averages. Give one of the two.")
-    if said["score"] is not None:
+    if opts["score"] is not None:
         options.check_effect(["cache"], "with --score, whose scores are not cached")
     if task is None:
-        by_device = (said["score"] or "").startswith(PREFIX)
+        by_device = (opts["score"] or "").startswith(PREFIX)
         options.check_effect(["data", "cache", *([] if by_device else ["device"])], "without --task")
-    if task is None and said["score"] is None:
+    if task is None and opts["score"] is None:
         options.check_effect(["best", "reports", "mode"], "without --task or --score")
         return False
     return True
@@ -171,22 +171,22 @@ def _window(text: str | None) -> tuple[int | None, int | None]:
     return first, end
 
 
-def _groups(said: dict[str, Any]) -> dict[str, Any]:
+def _groups(opts: dict[str, Any]) -> dict[str, Any]:
     """Return the option groups of a merge."""
     from weightspace.merging.plan.options import ExecutionOptions, OutputOptions, ReadingOptions
 
-    memory = said["memory"] * 2**20
+    memory = opts["memory"] * 2**20
     return {
-        "reading": ReadingOptions(said["key"]),
+        "reading": ReadingOptions(opts["key"]),
         "output": OutputOptions(
-            size_of(said["shard_size"]), hashes=said["hashes"], allow_nonfinite=said["allow_nonfinite"]
+            size_of(opts["shard_size"]), hashes=opts["hashes"], allow_nonfinite=opts["allow_nonfinite"]
         ),
-        "execution": ExecutionOptions(memory, said["threads"], said["fsync"], said["executor"], force=options.forced()),
+        "execution": ExecutionOptions(memory, opts["threads"], opts["fsync"], opts["executor"], force=options.forced()),
     }
 
 
 def _scored(
-    found: Sequence[RunCheckpoint], score: Task | Callable[[Path], float], said: dict[str, Any]
+    found: Sequence[RunCheckpoint], score: Task | Callable[[Path], float], opts: dict[str, Any]
 ) -> WindowScores:
     """Score the windows, and draw or save the scores."""
     from weightspace.merging.plan.options import ReadingOptions
@@ -196,13 +196,13 @@ def _scored(
         windows = score_windows(
             found,
             score,
-            schedule=said["schedule"],
-            mode=said["mode"],
-            cache=said["cache"],
-            reading=ReadingOptions(said["key"]),
+            schedule=opts["schedule"],
+            mode=opts["mode"],
+            cache=opts["cache"],
+            reading=ReadingOptions(opts["key"]),
             on_progress=lambda at: show((f"{at.index}/{at.total}", f"{at.value:.4f}")),
         )
-    for path in said["reports"]:
+    for path in opts["reports"]:
         if Path(path).suffix.lower() == ".json":
             windows.save(path)
         else:
@@ -216,7 +216,7 @@ def _show(
     report: MergeReport,
     found: Sequence[RunCheckpoint],
     windows: WindowScores | None,
-    said: dict[str, Any],
+    opts: dict[str, Any],
     *,
     as_json: bool,
 ) -> None:
@@ -224,18 +224,18 @@ def _show(
     from weightspace.runs import schedule_weights
 
     steps = [checkpoint.step for checkpoint in found]
-    weights = schedule_weights(said["schedule"], len(found))
-    files = [] if said["dry_run"] else [*files_of(report.out), *(said["reports"] if windows is not None else ())]
+    weights = schedule_weights(opts["schedule"], len(found))
+    files = [] if opts["dry_run"] else [*files_of(report.out), *(opts["reports"] if windows is not None else ())]
     if as_json:
         figures = asdict(report)
-        figures["dry_run"], figures["weight_files"] = said["dry_run"], figures.pop("files")
-        figures |= {"steps": steps, "weights": weights, "schedule": said["schedule"]}
+        figures["dry_run"], figures["weight_files"] = opts["dry_run"], figures.pop("files")
+        figures |= {"steps": steps, "weights": weights, "schedule": opts["schedule"]}
         figures |= {} if windows is None else {"windows": {**plain(windows), "best": windows.best}}
         echo_report(figures, output=figures.pop("out"), files=files)
         return
     if windows is not None:
         _print_windows(windows)
-    if said["dry_run"]:
+    if opts["dry_run"]:
         for name, value in plan_rows(report).items():
             echo(f"{name:8} {value}")
     if len(steps) == 1:

@@ -87,7 +87,7 @@ def command(
     seed: int,
     outputs: tuple[str, ...],
     as_json: bool,
-    **said: Any,
+    **opts: Any,
 ) -> None:
     """Measure the loss barrier on the straight line from A to B, as a number, a table or a picture.
 
@@ -103,17 +103,17 @@ def command(
     """
     paths = (a, b, *others)
     options.check_inputs(*paths)
-    _check(paths, outputs, plane=plane, ends_only=said["taylor"] or said["temperature"])
+    _check(paths, outputs, plane=plane, ends_only=opts["taylor"] or opts["temperature"])
     _check_effects(plane=plane, matching=matching)
     for path in outputs:
         options.check_apart(path, *paths, task, network)
     found = networks.load_placed(task, data, device=device, dtype=dtype, source=network, inputs=example_inputs)
     models = _models(paths, found, matching, seed)
-    report = _measured(models, said, plane=plane, several=bool(others))
+    report = _measured(models, opts, plane=plane, several=bool(others))
     files = [file for path in outputs for file in report.write(Path(path))]
     if as_json:
         figures = {report.kind: report.figures}
-        echo_report(figures, output=next(iter(outputs), None), files=files, task=models.task.name, split=said["split"])
+        echo_report(figures, output=next(iter(outputs), None), files=files, task=models.task.name, split=opts["split"])
         return
     for line in report.lines:
         echo(line)
@@ -145,16 +145,16 @@ def _check_effects(*, plane: bool, matching: str | None) -> None:
         options.check_effect(["seed"], "without --matching")
 
 
-def _measured(models: loss_paths.Models, said: dict[str, Any], *, plane: bool, several: bool) -> loss_paths.Report:
+def _measured(models: loss_paths.Models, opts: dict[str, Any], *, plane: bool, several: bool) -> loss_paths.Report:
     """Measure the plane through three networks, the barriers between several, or the curve between two."""
-    common = {name: said[name] for name in ("statistics", "split")}
+    common = {name: opts[name] for name in ("statistics", "split")}
     if plane:
-        return loss_paths.planes(models, resolution=said["resolution"], **common)
-    place = {name: said[name] for name in ("executor", "workers", "ray_address")}
-    common |= {"points": said["points"], "baseline": said["baseline"], "place": place}
+        return loss_paths.planes(models, resolution=opts["resolution"], **common)
+    place = {name: opts[name] for name in ("executor", "workers", "ray_address")}
+    common |= {"points": opts["points"], "baseline": opts["baseline"], "place": place}
     if several:
         return loss_paths.matrices(models, **common)
-    return loss_paths.curves(models, taylor=said["taylor"], temperature=said["temperature"], **common)
+    return loss_paths.curves(models, taylor=opts["taylor"], temperature=opts["temperature"], **common)
 
 
 def _models(paths: tuple[str, ...], found: Task, matching: str | None, seed: int) -> loss_paths.Models:

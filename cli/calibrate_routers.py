@@ -67,12 +67,12 @@ def command(
             device=device,
             on_progress=lambda at: update(at.index, at.total, at.name or ""),
         )
-    said = {"tasks": list(tasks), "routers": routers, "reduce": reduce, "examples": examples, "seed": seed}
-    metadata = provenance([merged, *sources], "calibrate-routers", said)
+    opts = {"tasks": list(tasks), "routers": routers, "reduce": reduce, "examples": examples, "seed": seed}
+    metadata = provenance([merged, *sources], "calibrate-routers", opts)
     save_checkpoint(state, output, metadata=metadata, companions_from=merged)
     note_flat(output, merged)
     files = files_of(output)
     if as_json:
-        echo_report(said, output=output, files=files)
+        echo_report(opts, output=output, files=files)
         return
     echo_files(files)

@@ -48,7 +48,7 @@ def command(
     seed: int,
     output: str | None,
     as_json: bool,
-    **said: Any,
+    **opts: Any,
 ) -> None:
     """Compare the logit ensemble of networks CKPT... with the best single network and with their soup.
 
@@ -68,14 +68,14 @@ def command(
     from weightspace.tasks.objectives import task_mode
 
     options.check_apart(output, *checkpoints, task)
-    found = networks.load_placed(task, data, device=said.pop("device"), dtype=said.pop("dtype"))
-    said["mode"] = direction = task_mode(found, said["mode"])
+    found = networks.load_placed(task, data, device=opts.pop("device"), dtype=opts.pop("dtype"))
+    opts["mode"] = direction = task_mode(found, opts["mode"])
     with live_table(("", "candidate", "models", found.objective, "")) as show:
-        said["on_progress"] = lambda trial: show(trial_row(trial, direction))
-        report = compare_recipes(checkpoints, found, ("uniform", "ensemble"), **said)
+        opts["on_progress"] = lambda trial: show(trial_row(trial, direction))
+        report = compare_recipes(checkpoints, found, ("uniform", "ensemble"), **opts)
     drawn = list(combinations(checkpoints, 2))
     drawn = sorted(random.Random(seed).sample(drawn, pairs)) if pairs < len(drawn) else drawn
-    measured = _measured(drawn, found, said["statistics"]) if pairs else []
+    measured = _measured(drawn, found, opts["statistics"]) if pairs else []
     figures = _agreement(measured)
     if output is not None:
         from weightspace.plots import draw_predictions

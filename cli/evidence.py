@@ -58,10 +58,10 @@ def command(
             device=device,
             on_progress=lambda at: update(at.index, at.total, f"{at.index:,} examples"),
         )
-    said = {"task": found.name, "kind": kind, "examples": examples, "seed": seed}
-    save_checkpoint(state, output, metadata=provenance([checkpoint], "evidence", said))
+    opts = {"task": found.name, "kind": kind, "examples": examples, "seed": seed}
+    save_checkpoint(state, output, metadata=provenance([checkpoint], "evidence", opts))
     if as_json:
-        figures = {"tensors": len(state), **said}
+        figures = {"tensors": len(state), **opts}
         echo_report(figures, output=output, files=files_of(output), task=found.name, split="train")
         return
     echo(f"{len(state):,} tensors")

@@ -61,9 +61,9 @@ def build(output: str, as_json: bool, **given: Any) -> None:
     """
     chosen = [name for name in _SOURCES if given[name] is not None]
     if len(chosen) != 1:
-        said = " and ".join(f"--{name}" for name in chosen) or "none"
+        found = " and ".join(f"--{name}" for name in chosen) or "none"
         raise WeightspaceError(
-            f"A metric has exactly one source: {', '.join(f'--{s}' for s in _SOURCES)}; found {said}."
+            f"A metric has exactly one source: {', '.join(f'--{s}' for s in _SOURCES)}; found {found}."
         )
     for name, sources in _BELONGING.items():
         if chosen[0] not in sources:

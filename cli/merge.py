@@ -130,7 +130,7 @@ _SIGINT = 130
 @options.ray_address
 @parameter_options
 @options.as_json
-def command(sources: tuple[str, ...], output: str | None, reproduce: str | None, as_json: bool, **said: Any) -> None:
+def command(sources: tuple[str, ...], output: str | None, reproduce: str | None, as_json: bool, **opts: Any) -> None:
     """Merge checkpoints of one architecture, from a recipe (mergekit's YAML) or from CHECKPOINTs and a method.
 
     Merging is out of core and atomic: rerun an interrupted merge to resume it. Inputs are never overwritten, and other
@@ -151,45 +151,45 @@ def command(sources: tuple[str, ...], output: str | None, reproduce: str | None,
       weightspace merge recipe.yml -o merged --report layers.png --verify
       weightspace merge --reproduce merged
     """
-    if said["allow_code"] and reproduce is None:
+    if opts["allow_code"] and reproduce is None:
         raise WeightspaceError("--allow-code is for --reproduce; code named by -m or by a recipe needs no flag.")
-    _check_effects(sources, output, reproduce, said)
-    check_method(sources, said)
-    _check_base(sources, output, said)
+    _check_effects(sources, output, reproduce, opts)
+    check_method(sources, opts)
+    _check_base(sources, output, opts)
     if reproduce is None and not is_recipe(sources):
-        options.check_inputs(*sources, said["base"])
-    unrun = _unrun(said) if said["dry_run"] else ()
+        options.check_inputs(*sources, opts["base"])
+    unrun = _unrun(opts) if opts["dry_run"] else ()
     align, finish, recorded, scores = network_options(
-        said, run=not unrun, scored=reproduce is None and not said["dry_run"], reproduced=reproduce
+        opts, run=not unrun, scored=reproduce is None and not opts["dry_run"], reproduced=reproduce
     )
     if reproduce is not None:
         if sources or output is not None:
             raise WeightspaceError("--reproduce OUT reads sources and recipe from OUT. Leave out CHECKPOINTs and -o.")
-        _reproduce(reproduce, align, finish, said, as_json)
+        _reproduce(reproduce, align, finish, opts, as_json)
         return
     if not sources or output is None:
         raise click.UsageError("Expected a recipe or checkpoints, and -o OUT.")
-    differences, written = _differences(sources, said, shown=not as_json)
+    differences, written = _differences(sources, opts, shown=not as_json)
     if scores is not None and align is None:
-        scores.of_models(sources[0] if is_recipe(sources) else sources, _planned(sources, said))
-    with byte_progress(f"merging into {output}", shown=not said["dry_run"]) as update:
+        scores.of_models(sources[0] if is_recipe(sources) else sources, _planned(sources, opts))
+    with byte_progress(f"merging into {output}", shown=not opts["dry_run"]) as update:
         try:
-            report = _merge(sources, output, align, finish, recorded, said, update)
+            report = _merge(sources, output, align, finish, recorded, opts, update)
         except KeyboardInterrupt:
             echo(interrupted_line(output), err=True)
             raise SystemExit(_SIGINT) from None
-    if not (said["dry_run"] or is_recipe(sources) or said["key"]):
+    if not (opts["dry_run"] or is_recipe(sources) or opts["key"]):
         note_flat(output, sources[0])
     advice = unrun
-    if finish is None and not said["dry_run"]:
+    if finish is None and not opts["dry_run"]:
         advice = advice_on_statistics(output, report.method, 0 if is_recipe(sources) else len(sources))
     for line in advice:
         warn(line)
     report = replace(report, warnings=(*report.warnings, *advice))
     found = {"differences": differences} if differences is not None else {}
-    if said["verify"]:
+    if opts["verify"]:
         found["verification"] = verified(output)
-    _show(report, scores, found, written, dry_run=said["dry_run"], as_json=as_json)
+    _show(report, scores, found, written, dry_run=opts["dry_run"], as_json=as_json)
 
 
 #: Options that ``--reproduce`` shares with an ordinary merge.
@@ -200,7 +200,7 @@ _OF_REPRODUCTION = (
 
 
 def _check_effects(
-    sources: tuple[str, ...], output: str | None, reproduce: str | None, said: Mapping[str, Any]
+    sources: tuple[str, ...], output: str | None, reproduce: str | None, opts: Mapping[str, Any]
 ) -> None:
     """Refuse options that have no effect given the others, and sources next to a recipe."""
     recipes = [source for source in sources if is_recipe([source])]
@@ -210,34 +210,34 @@ def _check_effects(
     if reproduce is not None:
         own = [parameter.name or "" for parameter in click.get_current_context().command.params]
         options.check_effect([name for name in own if name not in _OF_REPRODUCTION], "with --reproduce")
-    if said["task"] is None:
+    if opts["task"] is None:
         options.check_effect(["data"], "without --task")
-        check_device_effect(sources, reproduce, said)
-    method, is_drawn = said["method"] or "linear", said["align"] is not None or reproduce is not None
+        check_device_effect(sources, reproduce, opts)
+    method, is_drawn = opts["method"] or "linear", opts["align"] is not None or reproduce is not None
     has_seed = method not in METHODS or any(parameter.name == "seed" for parameter in METHODS[method].parameters)
     if not (is_recipe(sources) or is_drawn or has_seed):
         options.check_effect(["seed"], f"with {method}, which is deterministic, and without --align")
     if not is_recipe(sources):
         options.check_effect(["intermediate_dir"], "without a multi-document recipe")
-    if said["executor"] == "threads":
+    if opts["executor"] == "threads":
         options.check_effect(["workers"], "with --executor threads; use --threads")
-    check_reports(said["reports"], sources, said)
-    check_least_squares(sources, reproduce, said)
-    if said["verify"]:
-        check_verifiable(output or "", dry_run=said["dry_run"])
-    if said["lenient"] and said["strict"]:
+    check_reports(opts["reports"], sources, opts)
+    check_least_squares(sources, reproduce, opts)
+    if opts["verify"]:
+        check_verifiable(output or "", dry_run=opts["dry_run"])
+    if opts["lenient"] and opts["strict"]:
         raise WeightspaceError("--lenient and --strict contradict each other. Give one of the two.")
 
 
-def _check_base(sources: tuple[str, ...], output: str | None, said: Mapping[str, Any]) -> None:
+def _check_base(sources: tuple[str, ...], output: str | None, opts: Mapping[str, Any]) -> None:
     """Refuse a base without effect, or warn of one that only gives the files beside the weights."""
-    method = said["method"] or "linear"
-    if said["base"] is None or is_recipe(sources) or method not in METHODS or METHODS[method].base != "none":
+    method = opts["method"] or "linear"
+    if opts["base"] is None or is_recipe(sources) or method not in METHODS or METHODS[method].base != "none":
         return
     if output is not None and Path(output).suffix.lower() not in ("", ".gguf"):
         options.check_effect(["base"], f"with {method}, which has no base; list it among the CHECKPOINTs to merge it")
-    line = f"--base {said['base']} only gives configuration, tokenizer and other files: {method} has no base."
-    if said["strict"]:
+    line = f"--base {opts['base']} only gives configuration, tokenizer and other files: {method} has no base."
+    if opts["strict"]:
         raise WeightspaceError(f"{line} Leave it out, or leave --strict out.")
     warn(line)
 
@@ -248,7 +248,7 @@ def _merge(
     align: Alignment | None,
     finish: Finish | None,
     recorded: dict[str, Any],
-    said: dict[str, Any],
+    opts: dict[str, Any],
     update: Callable[[Progress], None],
 ) -> MergeReport:
     """Call ``merge_files`` with the options of the command line."""
@@ -256,7 +256,7 @@ def _merge(
 
     if is_recipe(sources) and align is None and options.was_given("seed"):
         raise WeightspaceError("--seed doesn't apply to a recipe: put `seed` under its parameters.")
-    given = _given(sources, said)
+    given = _given(sources, opts)
     if align is not None:
         align = replace(align, on_progress=update)
     return merge_files(
@@ -265,77 +265,77 @@ def _merge(
         **given,
         align=align,
         finish=finish,
-        reading=reading_of(said),
+        reading=reading_of(opts),
         output=OutputOptions(
-            size_of(said["shard_size"]), said["allow_nonfinite"], said["hashes"], recorded, device_of(sources, said)
+            size_of(opts["shard_size"]), opts["allow_nonfinite"], opts["hashes"], recorded, device_of(sources, opts)
         ),
-        execution=_execution_options(said),
-        dry_run=said["dry_run"],
-        lenient=said["lenient"],
-        strict=said["strict"],
+        execution=_execution_options(opts),
+        dry_run=opts["dry_run"],
+        lenient=opts["lenient"],
+        strict=opts["strict"],
         warn=warn,
         on_progress=update,
     )
 
 
-def _given(sources: tuple[str, ...], said: Mapping[str, Any]) -> dict[str, Any]:
+def _given(sources: tuple[str, ...], opts: Mapping[str, Any]) -> dict[str, Any]:
     """Return the options that describe the merge itself."""
-    parameters, method = parameters_of(said), said["method"] or "linear"
+    parameters, method = parameters_of(opts), opts["method"] or "linear"
     seeded = method in METHODS and any(one.name == "seed" for one in METHODS[method].parameters)
     if seeded and not is_recipe(sources):
-        parameters["seed"] = said["seed"]
+        parameters["seed"] = opts["seed"]
     given = {
-        "method": said["method"],
-        "base": said["base"],
-        "weights": options.numbers("--weights", said["weights"]),
+        "method": opts["method"],
+        "base": opts["base"],
+        "weights": options.numbers("--weights", opts["weights"]),
         "parameters": parameters or None,
-        "evidence": None if said["evidence"] is None else said["evidence"].split(","),
-        "dtype": said["dtype"],
-        "out_dtype": said["out_dtype"],
-        "quantise": said["quantise"],
+        "evidence": None if opts["evidence"] is None else opts["evidence"].split(","),
+        "dtype": opts["dtype"],
+        "out_dtype": opts["out_dtype"],
+        "quantise": opts["quantise"],
     }
     return {name: value for name, value in given.items() if value is not None}
 
 
 def _differences(
-    sources: tuple[str, ...], said: Mapping[str, Any], *, shown: bool
+    sources: tuple[str, ...], opts: Mapping[str, Any], *, shown: bool
 ) -> tuple[SourceDifferences | None, list[str]]:
     """Report how the sources differ where that is asked for; return it with the files."""
-    if not said["reports"]:
+    if not opts["reports"]:
         return None, []
     of = sources[0] if is_recipe(sources) else sources
-    given = _planned(sources, said)
-    return report_differences(of, said["reports"], said["report_threshold"], given, shown=shown)
+    given = _planned(sources, opts)
+    return report_differences(of, opts["reports"], opts["report_threshold"], given, shown=shown)
 
 
-def _planned(sources: tuple[str, ...], said: Mapping[str, Any]) -> dict[str, Any]:
+def _planned(sources: tuple[str, ...], opts: Mapping[str, Any]) -> dict[str, Any]:
     """Return the options that say what is merged and how it is read."""
-    strictness = {name: said[name] for name in ("allow_nonfinite", "lenient")}
-    return {**_given(sources, said), "reading": reading_of(said), **strictness}
+    strictness = {name: opts[name] for name in ("allow_nonfinite", "lenient")}
+    return {**_given(sources, opts), "reading": reading_of(opts), **strictness}
 
 
-def _execution_options(said: Mapping[str, Any]) -> ExecutionOptions:
+def _execution_options(opts: Mapping[str, Any]) -> ExecutionOptions:
     """Return the options that don't change the output."""
     return ExecutionOptions(
-        said["memory"] * 2**20,
-        said["threads"],
-        said["fsync"],
-        said["executor"],
-        said["workers"],
-        said["ray_address"],
+        opts["memory"] * 2**20,
+        opts["threads"],
+        opts["fsync"],
+        opts["executor"],
+        opts["workers"],
+        opts["ray_address"],
         options.forced(),
-        said["intermediate_dir"],
+        opts["intermediate_dir"],
     )
 
 
-def _unrun(said: Mapping[str, Any]) -> tuple[str, ...]:
+def _unrun(opts: Mapping[str, Any]) -> tuple[str, ...]:
     """Return a line for each source of custom code, which a dry run neither loads nor checks."""
-    named = [said[option] for option in ("task", "network") if said[option] is not None]
+    named = [opts[option] for option in ("task", "network") if opts[option] is not None]
     lines = (f"{one} was not loaded: a dry run runs no custom code, and plans without it." for one in named)
     return tuple(line for one, line in zip(named, lines, strict=True) if is_user_code(one))
 
 
-def _reproduce(out: str, align: Alignment | None, finish: Finish | None, said: dict[str, Any], as_json: bool) -> None:
+def _reproduce(out: str, align: Alignment | None, finish: Finish | None, opts: dict[str, Any], as_json: bool) -> None:
     """Rerun a merge and report whether the bytes are the same."""
     from weightspace.merging import reproduce
 
@@ -344,9 +344,9 @@ def _reproduce(out: str, align: Alignment | None, finish: Finish | None, said: d
             out,
             align=align,
             finish=finish,
-            allow_code=said["allow_code"],
-            memory=said["memory"] * 2**20,
-            threads=said["threads"],
+            allow_code=opts["allow_code"],
+            memory=opts["memory"] * 2**20,
+            threads=opts["threads"],
             on_progress=update,
         )
     if as_json:

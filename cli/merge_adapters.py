@@ -77,7 +77,7 @@ def command(
 
     options.check_apart(output, *adapters)
     densities = options.numbers("--density", density)
-    said = {"normalize": normalize, "seed": seed}
+    opts = {"normalize": normalize, "seed": seed}
     with progress(f"merging into {output}"):
         report = merge_adapters(
             adapters,
@@ -90,7 +90,7 @@ def command(
             rank=rank,
             format=written,
             force=options.forced(),
-            parameters={name: value for name, value in said.items() if value is not None},
+            parameters={name: value for name, value in opts.items() if value is not None},
         )
     if as_json:
         figures = asdict(report)

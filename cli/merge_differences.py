@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 _TABLE, _DATA = "-", (".json", ".csv")
 
 
-def check_reports(reports: Sequence[str], sources: Sequence[str], said: Mapping[str, Any]) -> None:
+def check_reports(reports: Sequence[str], sources: Sequence[str], opts: Mapping[str, Any]) -> None:
     """Check the names of reports, that they replace no source, and that the options beside them fit.
 
     Raises:
@@ -32,7 +32,7 @@ def check_reports(reports: Sequence[str], sources: Sequence[str], said: Mapping[
     if not reports:
         options.check_effect(["report_threshold"], "without --report")
         return
-    if said["align"] is not None:
+    if opts["align"] is not None:
         raise WeightspaceError("--report compares the networks as they are, and --align changes them. Leave one out.")
     for name in reports:
         if name != _TABLE and Path(name).suffix.lower() not in _DATA:
@@ -41,7 +41,7 @@ def check_reports(reports: Sequence[str], sources: Sequence[str], said: Mapping[
             picture_format(Path(name))
         if name != _TABLE:
             options.check_writable(name, "file")
-            options.check_apart(name, *sources, said["base"])
+            options.check_apart(name, *sources, opts["base"])
 
 
 def report_differences(

@@ -52,31 +52,31 @@ class LeastSquares:
         return fit_layers(self.task, self.states, state, self.weights or None, seed=self.seed)
 
 
-def check_least_squares(sources: Sequence[str], reproduce: str | None, said: Mapping[str, Any]) -> None:
+def check_least_squares(sources: Sequence[str], reproduce: str | None, opts: Mapping[str, Any]) -> None:
     """Check the other options beside ``--least-squares``.
 
     Raises:
         WeightspaceError: no alignment or task, another method, a recipe, or a merge to reproduce that was made
             differently.
     """
-    if reproduce is not None and said["least_squares"] != (recorded_weights(reproduce) is not None):
-        made = "without" if said["least_squares"] else "with"
+    if reproduce is not None and opts["least_squares"] != (recorded_weights(reproduce) is not None):
+        made = "without" if opts["least_squares"] else "with"
         raise WeightspaceError(f"{reproduce} was made {made} --least-squares: do the same.")
-    if not said["least_squares"]:
+    if not opts["least_squares"]:
         return
     for option, purpose in (("align", "aligned networks"), ("task", "the data of a task")):
-        if said[option] is None:
+        if opts[option] is None:
             raise WeightspaceError(f"--least-squares needs {purpose}; add --{option} {option.upper()}.")
     if reproduce is not None:
         return
     if is_recipe(sources):
         raise WeightspaceError("--least-squares merges CHECKPOINTs, not a recipe. List the models instead.")
-    if said["method"] not in (None, "linear"):
+    if opts["method"] not in (None, "linear"):
         raise WeightspaceError(
-            f"--least-squares fits layers to the weighted mean of the models; found the method {said['method']!r}. "
+            f"--least-squares fits layers to the weighted mean of the models; found the method {opts['method']!r}. "
             "Leave one of the two out."
         )
-    if "normalize" in parameters_of(said):
+    if "normalize" in parameters_of(opts):
         raise WeightspaceError(
             "--normalize has no effect with --least-squares, whose weights are divided by their sum. Leave it out."
         )

@@ -58,9 +58,9 @@ def dtype_options(command: Command) -> Command:
     return command
 
 
-def parameters_of(said: Mapping[str, Any]) -> dict[str, Any]:
+def parameters_of(opts: Mapping[str, Any]) -> dict[str, Any]:
     """Return the method parameters that were given as options."""
-    given = {name.removeprefix(_PREFIX): value for name, value in said.items() if name.startswith(_PREFIX)}
+    given = {name.removeprefix(_PREFIX): value for name, value in opts.items() if name.startswith(_PREFIX)}
     return {name: _value(value) for name, value in given.items() if value is not None}
 
 
@@ -69,7 +69,7 @@ def is_recipe(sources: Sequence[str]) -> bool:
     return len(sources) == 1 and sources[0].lower().endswith((".yml", ".yaml"))
 
 
-def check_method(sources: Sequence[str], said: Mapping[str, Any]) -> None:
+def check_method(sources: Sequence[str], opts: Mapping[str, Any]) -> None:
     """Check the name of the method, or guess it if ``-m`` is missing, before anything is read.
 
     Raises:
@@ -77,24 +77,24 @@ def check_method(sources: Sequence[str], said: Mapping[str, Any]) -> None:
             listed among the checkpoints; or ``-m`` is missing and ``linear``, the default, lacks some of the
             parameters.
     """
-    method = said["method"]
+    method = opts["method"]
     if method is not None:
         if method not in METHODS and not is_user_code(method):
             raise unknown("merging method", method, METHODS)
         if method in METHODS and not is_recipe(sources):
-            _check_parameters(method, said)
+            _check_parameters(method, opts)
         return
     for source in sources:
         if source in METHODS and not os.path.lexists(source):
             raise WeightspaceError(f"{source!r} is a method, not a checkpoint. Did you mean -m {source}?")
-    given = set(parameters_of(said))
+    given = set(parameters_of(opts))
     if is_recipe(sources):
         return
     if given <= _names("linear"):
-        _check_parameters("linear", said)
+        _check_parameters("linear", opts)
         return
     wanted = [name for name in METHODS if given <= _names(name)]
-    fitting = [name for name in wanted if (METHODS[name].base == "required") == (said["base"] is not None)] or wanted
+    fitting = [name for name in wanted if (METHODS[name].base == "required") == (opts["base"] is not None)] or wanted
     flags = " and ".join(sorted(map(_flag, given - _names("linear"))))
     if not wanted:
         raise WeightspaceError(f"No method has all of {flags}. Choose one with -m.")
@@ -105,16 +105,16 @@ def check_method(sources: Sequence[str], said: Mapping[str, Any]) -> None:
     )
 
 
-def _check_parameters(method: str, said: Mapping[str, Any]) -> None:
+def _check_parameters(method: str, opts: Mapping[str, Any]) -> None:
     """Check that a method has the parameters that were given as options, and that numbers are numbers.
 
     Raises:
         WeightspaceError: the method lacks a parameter, unless ``--lenient`` ignores it; or a value is no number.
     """
-    given = parameters_of(said)
+    given = parameters_of(opts)
     for name in given:
         users = [other for other in METHODS if name in _names(other)]
-        if method not in users and not said["lenient"]:
+        if method not in users and not opts["lenient"]:
             raise WeightspaceError(f"{method} has no {_flag(name)}; {_listed(users)} it.")
     for parameter in METHODS[method].parameters:
         value = given.get(parameter.name)
@@ -158,16 +158,16 @@ def _value(text: str) -> Any:
     return text
 
 
-def check_device_effect(sources: tuple[str, ...], reproduce: str | None, said: Mapping[str, Any]) -> None:
+def check_device_effect(sources: tuple[str, ...], reproduce: str | None, opts: Mapping[str, Any]) -> None:
     """Refuse a device that nothing is computed on."""
     if reproduce is not None:
         options.check_effect(["device"], "without --task")
-    elif device_of(sources, {**said, "device": "other"}) == "cpu":
-        method = said["method"] or "linear"
+    elif device_of(sources, {**opts, "device": "other"}) == "cpu":
+        method = opts["method"] or "linear"
         options.check_effect(["device"], f"with {method}, which is computed on the CPU, and without --task")
 
 
-def device_of(sources: tuple[str, ...], said: Mapping[str, Any]) -> str:
+def device_of(sources: tuple[str, ...], opts: Mapping[str, Any]) -> str:
     """Return the device that tensors are merged on."""
-    method = METHODS.get(said["method"] or "linear")
-    return said["device"] if is_recipe(sources) or (method is not None and method.on_device) else "cpu"
+    method = METHODS.get(opts["method"] or "linear")
+    return opts["device"] if is_recipe(sources) or (method is not None and method.on_device) else "cpu"

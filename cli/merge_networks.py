@@ -38,19 +38,19 @@ def advice_on_statistics(out: str, method: str, models: int) -> tuple[str, ...]:
 
 
 def network_options(
-    said: dict[str, Any], *, run: bool, scored: bool, reproduced: str | None
+    opts: dict[str, Any], *, run: bool, scored: bool, reproduced: str | None
 ) -> tuple[Alignment | None, Finish | None, dict[str, Any], Scores | None]:
     """Return the alignment, the final step of the merge, its metadata, and the scores.
 
     Args:
-        said: the options; those about networks are removed.
+        opts: the options; those about networks are removed.
         run: whether custom code may run; if not, all results are empty.
         scored: whether to score models and result on the task, if there is one.
         reproduced: a merge whose recorded weights least squares are to use.
     """
-    network = (said.pop("spec_file"), said.pop("network"), said.pop("example_inputs"))
-    method, task, data, device = said.pop("align"), said.pop("task"), said.pop("data"), said["device"]
-    by_least_squares = said.pop("least_squares")
+    network = (opts.pop("spec_file"), opts.pop("network"), opts.pop("example_inputs"))
+    method, task, data, device = opts.pop("align"), opts.pop("task"), opts.pop("data"), opts["device"]
+    by_least_squares = opts.pop("least_squares")
     if method is None and any(network):
         raise WeightspaceError("--spec, --network and --input are for --align, which was not given.")
     if method is not None and method not in MATCHINGS:
@@ -65,7 +65,7 @@ def network_options(
     align = (
         None
         if method is None
-        else Alignment(networks.spec_of(*network, found, method=method), method, said["seed"], found)
+        else Alignment(networks.spec_of(*network, found, method=method), method, opts["seed"], found)
     )
     if found is None:
         return align, None, {}, None
@@ -73,8 +73,8 @@ def network_options(
     recorded: dict[str, Any] = {"statistics": "reset", "task": task}
     fit = None
     if by_least_squares:
-        weights = recorded_weights(reproduced) if reproduced else options.numbers("--weights", said["weights"])
-        fit = LeastSquares(found, weights or (), said["seed"])
+        weights = recorded_weights(reproduced) if reproduced else options.numbers("--weights", opts["weights"])
+        fit = LeastSquares(found, weights or (), opts["seed"])
         recorded["least_squares"] = list(fit.weights)
     if align is not None:
         align = replace(align, on_matched=_each(scores, fit))

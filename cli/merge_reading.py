@@ -45,13 +45,13 @@ def reading_options(command: Callable[..., Any]) -> Callable[..., Any]:
     return command
 
 
-def reading_of(said: Mapping[str, Any]) -> ReadingOptions:
+def reading_of(opts: Mapping[str, Any]) -> ReadingOptions:
     """Return how the inputs are read.
 
     Raises:
         WeightspaceError: two options contradict each other.
     """
-    if said["no_strip"] and said["strip_prefix"] is not None:
+    if opts["no_strip"] and opts["strip_prefix"] is not None:
         raise WeightspaceError("--no-strip and --strip-prefix contradict each other. Give one of the two.")
-    prefix = "" if said["no_strip"] else said["strip_prefix"]
-    return ReadingOptions(said["key"], prefix, components=said["components"] or None, names=said["names"] or None)
+    prefix = "" if opts["no_strip"] else opts["strip_prefix"]
+    return ReadingOptions(opts["key"], prefix, components=opts["components"] or None, names=opts["names"] or None)

@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 @click.option("--hash/--no-hash", "hashes", default=True, help="Record the inputs' SHA-256 in the metadata.")
 @click.option("--fsync/--no-fsync", default=True, help="Flush the output to disk.")
 @options.as_json
-def command(recipe: str, output: str, as_json: bool, **said: Any) -> None:
+def command(recipe: str, output: str, as_json: bool, **opts: Any) -> None:
     """Build a mixture of experts from dense models, given a mergekit-moe recipe.
 
     All tensors except the experts come from the base; the MLPs of each expert's model become one expert per layer.
@@ -58,28 +58,28 @@ def command(recipe: str, output: str, as_json: bool, **said: Any) -> None:
       weightspace moe random.yml -o mixture --seed 3 --json
     """
     options.check_inputs(recipe)
-    if said["lenient"] and said["strict"]:
+    if opts["lenient"] and opts["strict"]:
         raise WeightspaceError("--lenient and --strict contradict each other. Give one of the two.")
-    if said["verify"]:
-        check_verifiable(output, dry_run=said["dry_run"])
+    if opts["verify"]:
+        check_verifiable(output, dry_run=opts["dry_run"])
     _check_seed(recipe)
     from weightspace.merging.moe.build import build_moe
 
-    with byte_progress(f"building {output}", shown=not said["dry_run"]) as update:
+    with byte_progress(f"building {output}", shown=not opts["dry_run"]) as update:
         report = build_moe(
             recipe,
             output,
-            seed=said["seed"],
-            output=OutputOptions(size_of(said["shard_size"]), said["allow_nonfinite"], said["hashes"]),
-            execution=ExecutionOptions(said["memory"] * 2**20, said["threads"], said["fsync"], force=options.forced()),
-            dry_run=said["dry_run"],
-            lenient=said["lenient"],
-            strict=said["strict"],
+            seed=opts["seed"],
+            output=OutputOptions(size_of(opts["shard_size"]), opts["allow_nonfinite"], opts["hashes"]),
+            execution=ExecutionOptions(opts["memory"] * 2**20, opts["threads"], opts["fsync"], force=options.forced()),
+            dry_run=opts["dry_run"],
+            lenient=opts["lenient"],
+            strict=opts["strict"],
             warn=warn,
             on_progress=update,
         )
-    found = verified(output) if said["verify"] else None
-    _show(report, found, dry_run=said["dry_run"], as_json=as_json)
+    found = verified(output) if opts["verify"] else None
+    _show(report, found, dry_run=opts["dry_run"], as_json=as_json)
 
 
 def _check_seed(recipe: str) -> None:

@@ -236,8 +236,8 @@ def device(help_text: str) -> Callable[[Command], Command]:
 
 def dtype(command: Command) -> Command:
     """Add ``--dtype``, the precision of scoring."""
-    said = "Precision to score networks in: float32, float64, bfloat16 or float16; by default their own."
-    return click.option("--dtype", metavar="DTYPE", help=said)(command)
+    description = "Precision to score networks in: float32, float64, bfloat16 or float16; by default their own."
+    return click.option("--dtype", metavar="DTYPE", help=description)(command)
 
 
 def network(command: Command) -> Command:

@@ -29,8 +29,8 @@ def progress(label: str) -> Iterator[Update]:
     start, last = time.perf_counter(), [""]
 
     def close() -> None:
-        said = f": {last[0]}" if last[0] else ""
-        echo(f"{label}{said} ({time.perf_counter() - start:.1f} s)", err=True)
+        summary = f": {last[0]}" if last[0] else ""
+        echo(f"{label}{summary} ({time.perf_counter() - start:.1f} s)", err=True)
 
     if not sys.stderr.isatty():
         yield lambda done, total, text: last.__setitem__(0, text)

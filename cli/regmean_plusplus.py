@@ -58,12 +58,12 @@ def command(
             device=device,
             on_progress=lambda at: update(at.index, at.total, at.name or ""),
         )
-    said = {"tasks": list(tasks), "reduce": reduce, "examples": examples, "seed": seed}
-    metadata = provenance(list(checkpoints), "regmean-plusplus", said)
+    opts = {"tasks": list(tasks), "reduce": reduce, "examples": examples, "seed": seed}
+    metadata = provenance(list(checkpoints), "regmean-plusplus", opts)
     save_checkpoint(state, output, metadata=metadata, companions_from=checkpoints[0])
     note_flat(output, checkpoints[0])
     files = files_of(output)
     if as_json:
-        echo_report(said, output=output, files=files)
+        echo_report(opts, output=output, files=files)
         return
     echo_files(files)

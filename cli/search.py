@@ -86,7 +86,7 @@ def command(
     output: str,
     reports: tuple[str, ...],
     as_json: bool,
-    **said: Any,
+    **opts: Any,
 ) -> None:
     """Search the values in RECIPE for which the merge has the best score.
 
@@ -101,32 +101,32 @@ def command(
       weightspace search recipe.yml --score 'python score.py {model}' --mode min --trials 30 -o best
       weightspace search recipe.yml --task math.py:task --task code.py:task -o best --report front.png
     """
-    command_score = _check(tasks, reports, said)
-    options.check_inputs(recipe, said["space"])
+    command_score = _check(tasks, reports, opts)
+    options.check_inputs(recipe, opts["space"])
     for path in (output, *reports):
-        options.check_apart(path, recipe, said["space"], *tasks)
+        options.check_apart(path, recipe, opts["space"], *tasks)
     from weightspace.searching.output_check import check_folder
     from weightspace.searching.references import models_named_in
 
     for path in (output, *reports):
         options.check_apart(path, *models_named_in(recipe))
         check_folder(Path(path))
-    _check_output(recipe, output, said)
-    loaded = [networks.load_any_task(name, data, device=said["device"]) for name in tasks]
+    _check_output(recipe, output, opts)
+    loaded = [networks.load_any_task(name, data, device=opts["device"]) for name in tasks]
     found = [task for task in loaded if task is not None]
-    report = _searched(recipe, command_score or found, said)
-    _write(report, output, found, said)
+    report = _searched(recipe, command_score or found, opts)
+    _write(report, output, found, opts)
     _save(report, reports)
     _show(report, output, reports, as_json=as_json)
 
 
-def _check(tasks: Sequence[str], reports: Sequence[str], said: Mapping[str, Any]) -> CommandScore | LmEvalScore | None:
+def _check(tasks: Sequence[str], reports: Sequence[str], opts: Mapping[str, Any]) -> CommandScore | LmEvalScore | None:
     """Check that the options are consistent; return the command that scores, if there is one."""
-    if bool(tasks) == (said["score"] is not None):
+    if bool(tasks) == (opts["score"] is not None):
         raise WeightspaceError("A search needs either --task or --score, to score the merges. Give one of the two.")
     if not tasks:
         options.check_effect(["data", "statistics", "halving", "gpus"], "without --task")
-        if not said["score"].startswith(PREFIX):
+        if not opts["score"].startswith(PREFIX):
             options.check_effect(["device"], "with a command")
     for path in reports:
         if Path(path).suffix.lower() not in (*PICTURES, *_SAVED):
@@ -134,20 +134,20 @@ def _check(tasks: Sequence[str], reports: Sequence[str], said: Mapping[str, Any]
                 f"{path} is neither an image ({', '.join(PICTURES)}) nor a .json or .yml file. Give another suffix."
             )
         options.check_writable(path, "file")
-    return None if said["score"] is None else path_score(said["score"], said["device"])
+    return None if opts["score"] is None else path_score(opts["score"], opts["device"])
 
 
-def _check_output(recipe: str, output: str, said: Mapping[str, Any]) -> None:
+def _check_output(recipe: str, output: str, opts: Mapping[str, Any]) -> None:
     """Check that the best merge can be written before anything is scored."""
     from weightspace.merging import ExecutionOptions, ReadingOptions
     from weightspace.searching.output_check import check_output
     from weightspace.searching.search import space_of
 
-    execution = ExecutionOptions(said["memory"] * 2**20, force=options.forced())
-    check_output(space_of(recipe, said["space"]), output, ReadingOptions(said["key"]), execution)
+    execution = ExecutionOptions(opts["memory"] * 2**20, force=options.forced())
+    check_output(space_of(recipe, opts["space"]), output, ReadingOptions(opts["key"]), execution)
 
 
-def _searched(recipe: str, score: CommandScore | LmEvalScore | list[Task], said: Mapping[str, Any]) -> SearchReport:
+def _searched(recipe: str, score: CommandScore | LmEvalScore | list[Task], opts: Mapping[str, Any]) -> SearchReport:
     """Run the search, showing every trial."""
     from weightspace import search
     from weightspace.merging import ReadingOptions
@@ -155,16 +155,16 @@ def _searched(recipe: str, score: CommandScore | LmEvalScore | list[Task], said:
     from weightspace.soups.evaluation import Place
 
     names = ("engine", "trials", "seconds", "halving", "seed", "references", "statistics", "cache")
-    place = Place(said["executor"], said["workers"], said["gpus"], said["ray_address"])
-    with live_table(("trial", "score", *(["data"] if said["halving"] else []))) as show:
+    place = Place(opts["executor"], opts["workers"], opts["gpus"], opts["ray_address"])
+    with live_table(("trial", "score", *(["data"] if opts["halving"] else []))) as show:
         return search(
             recipe,
             score,
-            space=said["space"],
-            mode=said["mode"],
-            options=SearchOptions(**{name: said[name] for name in names}, place=place, memory=said["memory"] * 2**20),
-            reading=ReadingOptions(said["key"]),
-            on_progress=_shown(show, halving=said["halving"]),
+            space=opts["space"],
+            mode=opts["mode"],
+            options=SearchOptions(**{name: opts[name] for name in names}, place=place, memory=opts["memory"] * 2**20),
+            reading=ReadingOptions(opts["key"]),
+            on_progress=_shown(show, halving=opts["halving"]),
         )
 
 
@@ -179,20 +179,20 @@ def _shown(show: Callable[[Sequence[str]], None], *, halving: bool) -> Callable[
     return on_progress
 
 
-def _write(report: SearchReport, output: str, tasks: Sequence[Task], said: Mapping[str, Any]) -> None:
+def _write(report: SearchReport, output: str, tasks: Sequence[Task], opts: Mapping[str, Any]) -> None:
     """Write the best merge."""
     from weightspace.merging import ExecutionOptions, ReadingOptions, merge_files
     from weightspace.merging.recipe.parse import parse_recipe
     from weightspace.searching.candidates import statistics_of
 
     recipe = parse_recipe(report.recipe, "the best recipe", ignored=lambda line: None)
-    finish = statistics_of(tasks[0], said["statistics"]) if tasks else None
+    finish = statistics_of(tasks[0], opts["statistics"]) if tasks else None
     with byte_progress(f"merging into {output}") as update:
         merge_files(
             recipe,
             output,
-            reading=ReadingOptions(said["key"]),
-            execution=ExecutionOptions(said["memory"] * 2**20, force=options.forced()),
+            reading=ReadingOptions(opts["key"]),
+            execution=ExecutionOptions(opts["memory"] * 2**20, force=options.forced()),
             finish=finish,
             warn=warn,
             on_progress=update,

@@ -83,7 +83,7 @@ def command(
     output: str,
     reports: tuple[str, ...],
     as_json: bool,
-    **said: Any,
+    **opts: Any,
 ) -> None:
     """Average fine-tunes CKPT... of one model into one network.
 
@@ -101,16 +101,16 @@ def command(
       weightspace soup pretrained.pt tuned.pt --task digits-mlp --recipe wise-ft -o soup.pt
     """
     check_reports(reports)
-    _check(checkpoints, recipe, task, reports, said)
+    _check(checkpoints, recipe, task, reports, opts)
     options.check_inputs(*checkpoints)
     for path in (output, *reports):
-        options.check_apart(path, *checkpoints, task, said["base"])
-    found = networks.load_any_task(task, data, device=said.pop("device"), dtype=said.pop("dtype"))
+        options.check_apart(path, *checkpoints, task, opts["base"])
+    found = networks.load_any_task(task, data, device=opts.pop("device"), dtype=opts.pop("dtype"))
     if found is None:
-        _mean(checkpoints, recipe, output, said, as_json=as_json)
+        _mean(checkpoints, recipe, output, opts, as_json=as_json)
         return
     if recipe == "wise-ft":
-        _line(checkpoints, found, output, said, as_json=as_json)
+        _line(checkpoints, found, output, opts, as_json=as_json)
         return
     kept: dict[str, StateDict] = {}
 
@@ -118,9 +118,9 @@ def command(
         if name == recipe:
             kept[name] = state
 
-    report = _compared(checkpoints, found, None if said["compare"] else (recipe,), said, keep)
+    report = _compared(checkpoints, found, None if opts["compare"] else (recipe,), opts, keep)
     row = next(row for row in report.rows if row.name == recipe)
-    base = {"base": said["base"]} if recipe == "model_stock" else {}
+    base = {"base": opts["base"]} if recipe == "model_stock" else {}
     _save(kept[recipe], output, checkpoints, recipe, {"task": found.name, "ingredients": list(row.chosen), **base})
     write_reports(report, reports)
     files = files_of(output, *reports)
@@ -135,10 +135,10 @@ def command(
 
 
 def _check(
-    checkpoints: tuple[str, ...], recipe: str, task: str | None, reports: tuple[str, ...], said: dict[str, Any]
+    checkpoints: tuple[str, ...], recipe: str, task: str | None, reports: tuple[str, ...], opts: dict[str, Any]
 ) -> None:
     """Check that the options fit together, before anything is loaded."""
-    base, compared = said["base"], said["compare"]
+    base, compared = opts["base"], opts["compare"]
     if task is None and (recipe not in ("uniform", "model_stock") or reports or compared):
         needs = (
             f"--recipe {recipe} needs" if recipe in ("greedy", "learned", "wise-ft") else "--report and --compare need"
@@ -165,38 +165,38 @@ def _check(
         options.check_effect(options.SCORING, "without --task")
 
 
-def _compared(checkpoints: tuple[str, ...], task: Any, recipes: Any, said: dict[str, Any], keep: Any) -> SoupReport:
+def _compared(checkpoints: tuple[str, ...], task: Any, recipes: Any, opts: dict[str, Any], keep: Any) -> SoupReport:
     """Make and score soups, showing every candidate when it is scored."""
     from weightspace.soups import compare_recipes
     from weightspace.tasks.objectives import task_mode
 
-    direction = task_mode(task, said["mode"])
+    direction = task_mode(task, opts["mode"])
     with live_table(("", "candidate", "models", task.objective, "")) as show:
         return compare_recipes(
             checkpoints,
             task,
             recipes,
-            tie=said["tie"],
-            replacement=said["replacement"],
-            base=said["base"],
-            per=said["per"],
+            tie=opts["tie"],
+            replacement=opts["replacement"],
+            base=opts["base"],
+            per=opts["per"],
             mode=direction,
             on_progress=lambda trial: show(trial_row(trial, direction)),
             on_state=keep,
-            **_evaluated(said),
+            **_evaluated(opts),
         )
 
 
-def _evaluated(said: dict[str, Any]) -> dict[str, Any]:
+def _evaluated(opts: dict[str, Any]) -> dict[str, Any]:
     """Return the options that control how candidates are evaluated."""
-    return {name: said[name] for name in ("statistics", "cache", "executor", "workers", "gpus", "ray_address")}
+    return {name: opts[name] for name in ("statistics", "cache", "executor", "workers", "gpus", "ray_address")}
 
 
 def _mean(
     checkpoints: tuple[str, ...],
     recipe: str,
     output: str,
-    said: dict[str, Any],
+    opts: dict[str, Any],
     *,
     as_json: bool,
 ) -> None:
@@ -204,7 +204,7 @@ def _mean(
     from weightspace import uniform_soup
     from weightspace.soups import model_stock_soup
 
-    base, statistics = said["base"], said["statistics"]
+    base, statistics = opts["base"], opts["statistics"]
     if recipe == "uniform":
         state, parameters = uniform_soup(checkpoints, statistics=statistics), {}
     else:
@@ -220,7 +220,7 @@ def _line(
     checkpoints: tuple[str, ...],
     task: Any,
     output: str,
-    said: dict[str, Any],
+    opts: dict[str, Any],
     *,
     as_json: bool,
 ) -> None:
@@ -229,18 +229,18 @@ def _line(
     from weightspace.soups.wise_ft import POSITIONS
     from weightspace.tasks.objectives import task_mode
 
-    positions = options.numbers("--positions", said["positions"]) or POSITIONS
+    positions = options.numbers("--positions", opts["positions"]) or POSITIONS
     pretrained, finetuned = checkpoints
-    direction = task_mode(task, said["mode"])
+    direction = task_mode(task, opts["mode"])
     with live_table(("position", task.objective)) as show:
         line = wise_ft(
             pretrained,
             finetuned,
             task,
             positions,
-            mode=said["mode"],
+            mode=opts["mode"],
             on_progress=lambda at: show((f"{at.details['position']:g}", f"{objective_of(at, direction):.4f}")),
-            **_evaluated(said),
+            **_evaluated(opts),
         )
     _save(line.state, output, checkpoints, "wise-ft", {"task": task.name, "position": line.position})
     if as_json:

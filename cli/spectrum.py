@@ -55,7 +55,7 @@ _MEAN = "merged"
     kind="file",
 )
 @options.as_json
-def command(a: str, b: str | None, gammas: tuple[float, ...], output: str | None, as_json: bool, **said: Any) -> None:
+def command(a: str, b: str | None, gammas: tuple[float, ...], output: str | None, as_json: bool, **opts: Any) -> None:
     """Show the singular values of A and, given B, the alignment R of the two networks' singular vectors (-1 to 1).
 
     R is taken over the singular vectors whose values are at least gamma times the largest; 0 is chance, 1 agreement.
@@ -70,14 +70,14 @@ def command(a: str, b: str | None, gammas: tuple[float, ...], output: str | None
       weightspace spectrum a.safetensors b.safetensors --matching weight-matching --task digits-mlp -o ab.png
       weightspace spectrum a.safetensors b.safetensors --matching weight-matching --task digits-mlp --against merged
     """
-    _check(b, said)
-    options.check_inputs(a, b, None if _is_mean(said["against"]) else said["against"], said["spec_file"])
-    options.check_apart(output, a, b, said["against"], said["task"], said["network"], said["spec_file"])
+    _check(b, opts)
+    options.check_inputs(a, b, None if _is_mean(opts["against"]) else opts["against"], opts["spec_file"])
+    options.check_apart(output, a, b, opts["against"], opts["task"], opts["network"], opts["spec_file"])
     if output is not None:
         from weightspace.plots.picture import picture_format
 
         picture_format(Path(output))
-    found = _found(a, b, tuple(dict.fromkeys(gammas)), output is not None, said)
+    found = _found(a, b, tuple(dict.fromkeys(gammas)), output is not None, opts)
     pictures = draw(found, Path(output)) if output is not None else []
     if as_json:
         echo_report(as_object(found), output=output, files=pictures, task=found.task)
@@ -86,23 +86,23 @@ def command(a: str, b: str | None, gammas: tuple[float, ...], output: str | None
     echo_files(pictures)
 
 
-def _check(b: str | None, said: dict[str, Any]) -> None:
+def _check(b: str | None, opts: dict[str, Any]) -> None:
     """Raise if options lack others that they need, or have no effect."""
     for option in ("matching", "against"):
-        if b is None and said[option] is not None:
+        if b is None and opts[option] is not None:
             raise WeightspaceError(f"--{option} compares two networks. Give A and B.")
-    if _is_mean(said["against"]) and said["matching"] is None:
+    if _is_mean(opts["against"]) and opts["matching"] is None:
         raise WeightspaceError(f"--against {_MEAN} is the mean of A and B matched. Give --matching, or a checkpoint.")
-    if said["inputs"] and said["task"] is None:
+    if opts["inputs"] and opts["task"] is None:
         raise WeightspaceError("--inputs runs A on data. Give a task: --task digits-mlp, or file.py:object.")
-    serves = {"--network": said["network"], "--spec": said["spec_file"], "--input": said["example_inputs"]}
-    if not said["inputs"]:
-        serves["--task"] = said["task"]
-    if said["matching"] is None and (idle := [option for option, value in serves.items() if value]):
+    serves = {"--network": opts["network"], "--spec": opts["spec_file"], "--input": opts["example_inputs"]}
+    if not opts["inputs"]:
+        serves["--task"] = opts["task"]
+    if opts["matching"] is None and (idle := [option for option, value in serves.items() if value]):
         raise WeightspaceError(f"{idle[0]} describes the network to match. Give --matching too, or leave it out.")
-    if said["matching"] is None:
+    if opts["matching"] is None:
         options.check_effect(["seed"], "without --matching")
-    if said["task"] is None:
+    if opts["task"] is None:
         options.check_effect(["data"], "without --task")
 
 
@@ -111,7 +111,7 @@ def _is_mean(against: str | None) -> bool:
     return against == _MEAN and not Path(_MEAN).exists()
 
 
-def _found(a: str, b: str | None, gammas: tuple[float, ...], drawn: bool, said: dict[str, Any]) -> Found:
+def _found(a: str, b: str | None, gammas: tuple[float, ...], drawn: bool, opts: dict[str, Any]) -> Found:
     """Load, match and decompose the networks."""
     import torch
 
@@ -120,19 +120,19 @@ def _found(a: str, b: str | None, gammas: tuple[float, ...], drawn: bool, said: 
     from weightspace.devices import check_device
     from weightspace.symmetry import canonicalise
 
-    place = {"device": said["device"], "source": said["network"], "inputs": said["example_inputs"]}
-    task = networks.load_any_task(said["task"], said["data"], **place)
-    check_device(said["device"], torch.float64)
-    names = None if said["names"] is None else said["names"].split(",")
-    given = {"a": a, "b": b, "merged": None if _is_mean(said["against"]) else said["against"]}
+    place = {"device": opts["device"], "source": opts["network"], "inputs": opts["example_inputs"]}
+    task = networks.load_any_task(opts["task"], opts["data"], **place)
+    check_device(opts["device"], torch.float64)
+    names = None if opts["names"] is None else opts["names"].split(",")
+    given = {"a": a, "b": b, "merged": None if _is_mean(opts["against"]) else opts["against"]}
     paths = {label: path for label, path in given.items() if path is not None}
     states = {label: load_checkpoint(path) for label, path in paths.items()}
     for label, path in paths.items():
         check_compatible(states["a"], states[label], names=(a, path))
     spec = None
-    if said["matching"]:
-        place = (said["spec_file"], said["network"], said["example_inputs"])
-        spec = networks.spec_of(*place, task, method=said["matching"])
+    if opts["matching"]:
+        place = (opts["spec_file"], opts["network"], opts["example_inputs"])
+        spec = networks.spec_of(*place, task, method=opts["matching"])
         if isinstance(spec, SymmetrySpec):  # distances and vectors compare canonical weights
             states |= {label: canonicalise(spec, states[label]) for label in ("a", "b")}
     least = 0.0 if drawn and b is not None else min(gammas)
@@ -145,24 +145,24 @@ def _found(a: str, b: str | None, gammas: tuple[float, ...], drawn: bool, said: 
                 names=names,
                 spec=spec,
                 label=label,
-                device=said["device"],
+                device=opts["device"],
                 on_progress=lambda at: update(at.index, at.total, f"{at.index:,} of {at.total:,} matrices"),
             )
 
     found = Found(paths, gammas, decomposed(a, states["a"]), task=networks.name_of(task))
     matched = None
     if spec is not None:
-        matched = networks.matched(said["matching"], spec, [states["a"], states["b"]], said["seed"], task)[1]
-        if _is_mean(said["against"]):
+        matched = networks.matched(opts["matching"], spec, [states["a"], states["b"]], opts["seed"], task)[1]
+        if _is_mean(opts["against"]):
             states["merged"] = interpolate(states["a"], matched, 0.5)
             paths["merged"] = f"the mean of {a} and the matched {b}"
-    for label, (said_as, state) in _others(states, paths, said["matching"], matched).items():
+    for label, (said_as, state) in _others(states, paths, opts["matching"], matched).items():
         found.others[label] = decomposed(said_as, state)
-    if said["inputs"] and task is not None:
+    if opts["inputs"] and task is not None:
         from weightspace import collect_evidence
 
         with progress("inputs"):
-            found.grams = collect_evidence(task, states["a"], "gram", seed=said["seed"], device=said["device"])
+            found.grams = collect_evidence(task, states["a"], "gram", seed=opts["seed"], device=opts["device"])
     return found
 
 

@@ -150,8 +150,8 @@ def _show_distances(found: Found) -> None:
         for name, one in found.a.layers.items()
     ]
     rows.append(("all", "", "", "", *figures([each.total for each in distances.values()], last.total.direction)))
-    said = (f"distance, {label}" for label in distances)
-    print_table(("layer", "shape", _count(gamma), "effective rank", "gap", *said, "direction"), rows)
+    opts = (f"distance, {label}" for label in distances)
+    print_table(("layer", "shape", _count(gamma), "effective rank", "gap", *opts, "direction"), rows)
 
 
 def _show_alignments(found: Found) -> None:
@@ -189,8 +189,8 @@ def _show_inputs(found: Found, grams: dict[str, Tensor]) -> None:
         )
         for name, one in energies.items()
     ]
-    said = (f"output change at midpoint, {label}" for label in changes)
-    print_table((f"inputs, {_count(gamma)}", "energy", "directions", "ratio", *said), rows)
+    opts = (f"output change at midpoint, {label}" for label in changes)
+    print_table((f"inputs, {_count(gamma)}", "energy", "directions", "ratio", *opts), rows)
 
 
 def draw(found: Found, path: Path) -> list[str]:
