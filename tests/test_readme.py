@@ -107,4 +107,4 @@ def test_every_figure_of_the_readme_is_in_a_table_of_the_measurements(what: str,
     numbers = re.findall(r"(?<![\w.])\.?\d[\d,]*(?:\.\d+)?(?= s\b| MB| ms| \()", figures)
     assert numbers, what
     for number in numbers:
-        assert cells & {number, f"{number} MB"}, f"{what}: {number}"
+        assert cells & {number, f"{number} s", f"{number} MB"}, f"{what}: {number}"
