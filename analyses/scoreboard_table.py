@@ -192,14 +192,14 @@ def answers(board: Board) -> list[str]:
 
 
 def orders(board: Board) -> list[str]:
-    """Return for every published order of two methods where it comes back in the mean of the test data."""
+    """Return for every published order of two methods the suites in which it holds in the mean of the test data."""
     known, found = board.complete("tuned"), []
     for better, worse, source in ORDERS:
         if better in known and worse in known:
             gains = {suite: board.mean_gain(better, worse, suite) for suite in board.suites}
             holds, fails = ([one for one in gains if (gains[one] > 0) == side] for side in (True, False))
-            parts = [f"comes back in {_with_gains(holds, gains)}"] if holds else []
-            parts += [f"does NOT come back in {_with_gains(fails, gains)}"] if fails else []
+            parts = [f"holds in {_with_gains(holds, gains)}"] if holds else []
+            parts += [f"does NOT hold in {_with_gains(fails, gains)}"] if fails else []
             how = "" if board.compared(better, worse) == "tuned" else ", both at their defaults"
             found.append(f"`{better}` above `{worse}` ({source}){how}: {'; '.join(parts)}")
     return found

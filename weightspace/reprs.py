@@ -19,13 +19,13 @@ def brief(cls: type[Result]) -> type[Result]:
 
     def __repr__(self: Any) -> str:  # noqa: N807
         fields = (field.name for field in dataclasses.fields(self) if field.repr)
-        return one_line(f"{cls.__name__}({', '.join(f'{name}={_said(getattr(self, name))}' for name in fields)})")
+        return one_line(f"{cls.__name__}({', '.join(f'{name}={_summary(getattr(self, name))}' for name in fields)})")
 
     cls.__repr__ = __repr__
     return cls
 
 
-def _said(value: Any) -> str:
+def _summary(value: Any) -> str:
     """Summarise a value in a few words."""
     if isinstance(value, bool | int) or value is None:
         return repr(value)
@@ -39,13 +39,13 @@ def _said(value: Any) -> str:
         return f"{{{_some([repr(name) for name in list(value)[:_ITEMS]], len(value))}}}"
     if isinstance(value, Sequence) and value and all(isinstance(one, float | int) for one in value):
         if len(value) <= _ITEMS:
-            return f"({', '.join(map(_said, value))})"
+            return f"({', '.join(map(_summary, value))})"
         return f"<{len(value)} from {min(value):.4g} to {max(value):.4g}>"
     if isinstance(value, Collection):
         if value and all(isinstance(one, Sequence) and not isinstance(one, str) for one in value):
             return f"<{len(value)} × {len(next(iter(value)))}>"
         plain = all(isinstance(one, str | int) for one in value)
-        return f"({_some([_said(one) for one in list(value)[:_ITEMS]], len(value))})" if plain else f"<{len(value)}>"
+        return f"({_some([_summary(one) for one in list(value)[:_ITEMS]], len(value))})" if plain else f"<{len(value)}>"
     text = repr(value)
     return text if "\n" not in text and len(text) <= 2 * _LETTERS else f"<{type(value).__name__}>"
 

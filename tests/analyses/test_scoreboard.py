@@ -183,7 +183,7 @@ def test_a_search_is_said_to_win_only_where_its_test_score_is_better(script: Scr
     assert "search: above tuned task arithmetic in the mean of 1 of 2 suites" in said
     assert "search − tuned task arithmetic, images, test: +30.0, +30.0 % (higher is better)" in said
     assert "search − tuned task arithmetic, characters, test: -0.300, -0.300 nats (higher is better)" in said
-    outcome = "comes back in images (+20.0 %); does NOT come back in characters (-0.200 nats)"
+    outcome = "holds in images (+20.0 %); does NOT hold in characters (-0.200 nats)"
     assert f"`ties` above `task_arithmetic` (Yadav et al. 2023): {outcome}" in table.orders(board)
     assert board.ranks("tuned").means == {"task_arithmetic": 1.5, "ties": 1.5}
     lines = table.table(board)
@@ -201,9 +201,7 @@ def test_two_methods_are_compared_tuned_or_both_at_their_defaults(script: Script
     assert board.mean_gain("adamerging", "task_arithmetic", "images") == pytest.approx(0.2)  # .3 and .1
     assert board.mean_gain("adamerging", "task_arithmetic", "characters") == pytest.approx(-0.2)
     (said,) = [line for line in table.orders(board) if "adamerging" in line]
-    assert said.startswith(
-        "`adamerging` above `task_arithmetic` (Yang et al. 2024), both at their defaults: comes back in"
-    )
+    assert said.startswith("`adamerging` above `task_arithmetic` (Yang et al. 2024), both at their defaults: holds in")
 
 
 def test_the_verdict_names_the_methods_that_differ_from_the_best(script: Script) -> None:

@@ -26,11 +26,11 @@ _SHOWN = 3
 @brief
 @dataclass(frozen=True)
 class LoadVerification:
-    """What transformers made of a folder.
+    """The result of loading a folder with transformers.
 
     Attributes:
         network: its class in transformers.
-        parameters: how many tensors of weights it has.
+        parameters: number of its weight tensors.
         forward: whether the network was run, with finite outputs.
         note: why it was not run, else "".
 
@@ -95,7 +95,7 @@ def verify_loading(folder: str | os.PathLike[str]) -> LoadVerification:
 
 
 def _free_memory() -> int | None:
-    """Return the bytes of memory that programs can still have, None where the system does not say."""
+    """Return the available memory in bytes, or None if the system does not report it."""
     with suppress(OSError, ValueError):
         for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines():
             if line.startswith("MemAvailable:"):

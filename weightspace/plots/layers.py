@@ -22,9 +22,9 @@ def draw_differences(found: SourceDifferences, path: str | Path, *, title: str |
     """Draw norms, changed elements, cosines and sign conflicts of every layer side by side.
 
     Args:
-        found: what ``source_differences`` returns.
+        found: the result of ``source_differences``.
         path: ``.png``, ``.svg`` or ``.pdf``; equal differences give equal files.
-        title: above the picture.
+        title: title of the figure.
 
     Raises:
         CheckpointError: the file cannot be written.

@@ -165,7 +165,7 @@ def draw_points(
 
     Args:
         x: horizontal coordinates.
-        y: vertical coordinates, as many.
+        y: vertical coordinates, one per point.
         path: ``.png``, ``.svg`` or ``.pdf``.
         labels: labels of the two axes.
         title: title of the figure.

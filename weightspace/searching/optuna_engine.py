@@ -20,7 +20,7 @@ _POPULATION, _GENERATIONS = 50, 4
 
 
 class OptunaEngine:
-    """An engine of Optuna that is asked and told.
+    """A sampler of Optuna behind its ask-and-tell interface.
 
     Args:
         name: ``tpe`` or ``nsga2``.

@@ -64,7 +64,7 @@ class Dimension:
         return low * (high / low) ** share if self.log else low + share * (high - low)
 
     def grid(self, points: int) -> list[Any]:
-        """Return so many values evenly along the range, ends included; all values of a list."""
+        """Return this number of values evenly spaced along the range, bounds included; all values of a list."""
         if self.choices:
             return list(self.choices)
         if points == 1:
