@@ -150,6 +150,17 @@ def test_names_shapes_and_dtypes_are_kept_and_narrow_ones_computed_in_float32_an
             assert same_bits(merged[name], exact[name].to(dtype)) or beside(merged[name], exact[name]), name
 
 
+@every_variant
+def test_fp8_models_merge_to_what_their_values_in_float32_do_in_fp8(variant: Variant) -> None:
+    models, base = sample(variant, torch.float8_e4m3fn)
+    merged = variant(models, base)
+    exact = variant([{**own, **{n: t.float() for n, t in floats(own).items()}} for own in models], base)
+    for name, tensor in floats(models[0]).items():
+        assert merged[name].dtype == tensor.dtype
+        # A step of FP8 is an eighth of the number at most.
+        torch.testing.assert_close(merged[name].float(), exact[name], rtol=0.125, atol=2.0**-9, msg=name)
+
+
 @every_row
 def test_differing_float_dtypes_are_promoted(variant: Variant) -> None:
     dtypes = [torch.bfloat16, torch.float16, torch.bfloat16][: variant.count]

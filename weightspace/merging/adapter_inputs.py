@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import torch
 
+from weightspace.arithmetic.nonfinite import is_finite
 from weightspace.checkpoints.file_format import file_format
 from weightspace.checkpoints.reader import CheckpointReader
 from weightspace.checkpoints.safetensors_header import read_header
@@ -197,7 +198,7 @@ def pair_of(adapter: Adapter, state: CheckpointReader, name: str, like: Factors)
         return Pair(empty.reshape(shape[0], 0), empty.reshape(0, math.prod(shape[1:])), 1.0)
     tensors = {role: state[tensor] for role, tensor in factors.names.items()}
     for role, tensor in tensors.items():
-        if not bool(tensor.isfinite().all()):
+        if not is_finite(tensor):
             called = factors.names[role]
             raise WeightspaceError(f"{called!r} of {adapter.path} holds NaN or infinity; expected finite factors.")
     pair = factored(factors, tensors, f"{name!r} of {adapter.path}")

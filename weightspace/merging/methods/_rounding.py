@@ -18,7 +18,7 @@ from torch import Tensor
 
 from weightspace.arithmetic.double_word import narrowed
 from weightspace.arithmetic.dtypes import significand_bits
-from weightspace.arithmetic.nonfinite import is_finite
+from weightspace.arithmetic.nonfinite import finite, is_finite
 from weightspace.merging.methods._masked_sum import MaskedSum
 from weightspace.merging.methods._registry import JUDGED_CHUNKS
 from weightspace.merging.methods._tensor_stack import Chunk, TensorStack, check_finite
@@ -254,7 +254,7 @@ def _refine(
         for (start, result), low, high in zip(parts, bounds, bounds[1:], strict=False):
             at = some[low:high] - start
             # Non-finite elements are settled later.
-            result[at] = torch.where(result[at].isfinite(), exact_results[low:high], result[at])
+            result[at] = torch.where(finite(result[at]), exact_results[low:high], result[at])
 
 
 def _settle(formula: RefinedFormula, stack: TensorStack, start: int, result: Tensor) -> None:
