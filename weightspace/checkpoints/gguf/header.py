@@ -26,9 +26,13 @@ MAGIC = b"GGUF"
 #: Versions that are read; they differ only from version 1, whose counts had 32 bits.
 _VERSIONS = (2, 3)
 
-#: Maximum bytes of a header, dimensions of a tensor, characters of a name, and elements of a tensor.
+#: Maximum bytes of a header, dimensions of a tensor (llama.cpp has 4; ComfyUI's converter also writes the kernels of
+#: 3-D convolutions), characters of a name, and elements of a tensor.
 MAX_HEADER = 100_000_000
-_MAX_DIMENSIONS, _MAX_NAME, _MAX_ELEMENTS = 4, 200, 2**63 - 1
+_MAX_DIMENSIONS, _MAX_NAME, _MAX_ELEMENTS = 5, 200, 2**63 - 1
+
+#: Start of the field with the shape of a tensor that ComfyUI's converter stored in rows of 256 elements.
+_SHAPE = "comfy.gguf.orig_shape."
 
 #: Alignment of the tensors' bytes if no field names it.
 ALIGNMENT = 32
@@ -109,6 +113,23 @@ class Header:
     def value(self, key: str) -> Any:
         """Return the value of a field, or None if there is none."""
         return self.fields[key].value() if key in self.fields else None
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Return the shape of a tensor, which may be stored in other rows to be quantised.
+
+        Raises:
+            CheckpointError: a field gives it a shape with another number of elements.
+        """
+        stored, shape = self.entries[name].shape, self.value(f"{_SHAPE}{name}")
+        if shape is None:
+            return stored
+        sizes = shape if isinstance(shape, list) else [shape]
+        if not all(type(size) is int and size > 0 for size in sizes) or math.prod(sizes) != math.prod(stored):
+            raise CheckpointError(
+                f"The shape of {name!r} is {repr(shape)[:80]} in the field {_SHAPE + name[:200]!r}, but it is stored "
+                f"as {stored}; expected as many elements. The header is damaged."
+            )
+        return tuple(sizes)
 
 
 def read_header(path: Path) -> Header:

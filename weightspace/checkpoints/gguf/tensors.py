@@ -107,7 +107,7 @@ def read_tensors(path: Path) -> FileTensors:
             name,
             stored,
             header.entries[stored].kind,
-            header.entries[stored].shape,
+            header.shape(stored),
             header.data_start + header.entries[stored].start,
             header.entries[stored].nbytes,
             layout_of(path, header, names.family, stored),

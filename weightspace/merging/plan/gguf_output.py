@@ -133,14 +133,15 @@ def _packed(template: Template, job: Job, quantise: Quantise | None) -> Job:
             f"{job.name!r} has no place in the GGUF output: {template.label}, whose fields it gets, has no "
             f"{name or 'such tensor'!r}. Are the models of one architecture and depth?"
         )
-    if entry.shape != job.info.shape:
+    shape = template.header.shape(name)
+    if shape != job.info.shape:
         raise CheckpointError(
             f"{job.name!r} is {job.info.shape}, but {template.label}, whose fields and tokenizer the GGUF output gets, "
-            f"has {name!r} as {entry.shape}. Expected one shape."
+            f"has {name!r} as {shape}. Expected one shape."
         )
     kind = _kind(template, job, name, quantise)
     layout = layout_of(template.path, template.header, template.names.family, name)
-    nbytes = Entry(kind, job.info.shape, 0).nbytes
+    nbytes = Entry(kind, entry.shape, 0).nbytes
     return replace(job, info=TensorInfo(kind.value_dtype, job.info.shape), packed=Packed(name, kind, layout, nbytes))
 
 
@@ -159,7 +160,8 @@ def _kind(template: Template, job: Job, name: str, quantise: Quantise | None) ->
         return BY_NAME["F32" if job.info.is_inexact else dtype]
     chosen = dtype
     if quantise is not None and not any(part in job.name for part in quantise.ignore):
-        chosen = "Q8_0" if shape[-1] % BY_NAME["Q8_0"].elements == 0 else "F16"
+        rows = template.header.entries[name].shape
+        chosen = "Q8_0" if rows[-1] % BY_NAME["Q8_0"].elements == 0 else "F16"
     if template.names.family is None and chosen not in ("F32", template.header.entries[name].kind.name):
         raise WeightspaceError(
             f"{name!r} cannot be written in {chosen}: {template.label} is of a family that is not known "
