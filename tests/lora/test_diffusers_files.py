@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline, UNet2DConditionModel
+from diffusers.loaders import WanLoraLoaderMixin
 from diffusers.loaders.lora_conversion_utils import (
     _convert_unet_lora_key,
     _maybe_map_sgm_blocks_to_diffusers,
@@ -228,3 +229,34 @@ def test_both_text_encoders_of_sdxl_are_loaded(tmp_path: Path) -> None:
     assert keys["kohya"] == keys["diffusers"] == set(modules.values())
     with pytest.raises(CheckpointError, match="PEFT's folder is for one model"):
         merge_adapters(inputs, tmp_path / "folder", method="linear", format="peft")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float8_e4m3fn])
+def test_files_of_comfyui_for_wan_are_merged_into_one_that_diffusers_loads(dtype: torch.dtype, tmp_path: Path) -> None:
+    names = [f"diffusion_model.blocks.0.{name}" for name in ("self_attn.q", "cross_attn.v", "ffn.0")]
+    files = [tmp_path / "a.safetensors", tmp_path / "b.safetensors"]
+    for file in files:
+        pairs = {name: factors(torch.empty(8, 8), 2) for name in names}
+        state = {f"{name}.lora_A.weight": a.to(dtype) for name, (a, _) in pairs.items()}
+        ws.save_checkpoint(state | {f"{name}.lora_B.weight": b.to(dtype) for name, (_, b) in pairs.items()}, file)
+    merge_adapters(files, tmp_path / "out.safetensors", method="linear")
+    theirs = [WanLoraLoaderMixin.lora_state_dict(str(file)) for file in (*files, tmp_path / "out.safetensors")]
+    assert theirs[2].keys() == theirs[0].keys()
+    for name in (name.removesuffix(".lora_A.weight") for name in theirs[2] if "lora_A" in name):
+        one, other, merged = (
+            state[f"{name}.lora_B.weight"].float() @ state[f"{name}.lora_A.weight"].float() for state in theirs
+        )
+        torch.testing.assert_close(merged, (one + other) / 2, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize(
+    "name", ["transformer_blocks.0.attn.to_q", "single_transformer_blocks.3.proj_mlp", "double_blocks.0.img_attn.proj"]
+)
+def test_blocks_of_transformers_need_no_prefix(name: str, tmp_path: Path) -> None:
+    weight = torch.randn(8, 8)
+    a, b = factors(weight, 2)
+    ws.save_checkpoint({f"{name}.weight": weight}, tmp_path / "model.safetensors")
+    state = {f"{name}.lora_down.weight": a, f"{name}.lora_up.weight": b, f"{name}.alpha": torch.tensor(1.0)}
+    ws.save_checkpoint(state, tmp_path / "adapter.safetensors")
+    found = added(tmp_path / "model.safetensors", [tmp_path / "adapter.safetensors"], tmp_path)
+    torch.testing.assert_close(found[f"{name}.weight"], weight + b @ a / 2)

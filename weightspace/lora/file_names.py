@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from weightspace.errors import CheckpointError
-from weightspace.lora.formats.diffusers import diffusers_prefix, dotted
+from weightspace.lora.formats.diffusers import ORIGINAL, diffusers_prefix, dotted
 from weightspace.lora.formats.kohya import kohya_prefix
 from weightspace.lora.formats.module import DENOISER, Module, canonical
 
@@ -37,14 +37,21 @@ def kohya_names(modules: Mapping[str, Module]) -> dict[str, str]:
 def diffusers_names(modules: Mapping[str, Module]) -> dict[str, str]:
     """Return target -> the name of its module in diffusers' format, with the component's prefix.
 
+    Names with the prefix ``diffusion_model.`` keep it, except those of U-Nets: they may be names of the original code,
+    which diffusers and ComfyUI tell from diffusers' names by this prefix.
+
     Raises:
         CheckpointError: a name can't be converted, or the component of a module is unknown.
     """
     names = {}
+    prefixes = {module.prefix for module in modules.values() if module.component == DENOISER}
     for target, module in modules.items():
         if not module.component:
             raise _no_component(target)
-        names[target] = f"{diffusers_prefix(module.component, canonical(module.path))}{_dotted_path(target, module)}"
+        prefix = diffusers_prefix(module.component, canonical(module.path))
+        if prefix == "transformer." and prefixes == {ORIGINAL}:
+            prefix = ORIGINAL
+        names[target] = f"{prefix}{_dotted_path(target, module)}"
     return names
 
 

@@ -11,10 +11,16 @@ from weightspace.lora.formats.tensor_names import split_role
 WEIGHTS_NAME = "pytorch_lora_weights.safetensors"
 METADATA_KEY = "lora_adapter_metadata"
 
+#: Prefix of a denoiser in ComfyUI's files, with names of the original code if those of diffusers differ.
+ORIGINAL = "diffusion_model."
+
 _PREFIX = re.compile(r"(?P<part>unet|transformer|diffusion_model|text_encoder(_[23])?)\.(?P<path>.+)")
 
 #: Names of a U-Net's modules, which old files have without a prefix.
 _UNET = re.compile(r"(down_blocks|up_blocks|mid_block|conv_in|conv_out|time_embedding|add_embedding)([._].+|$)")
+
+#: Names of blocks of diffusers' and Flux's transformers, which some files have without a prefix.
+_TRANSFORMER = re.compile(r"((single_)?transformer_blocks|(double|single)_blocks)\.\d+\..+")
 
 #: Names of attention projections in old files: the role is part of the module's name.
 _OLD = re.compile(r"(?P<front>.+?)(\.processor)?\.to_(?P<which>q|k|v|out)_lora\.(?P<role>(down|up)\.weight)")
@@ -56,7 +62,8 @@ def diffusers_module(name: str) -> tuple[Module, str] | None:
     full, role = split
     match = _PREFIX.fullmatch(full)
     if match is None:
-        return (Module(DENOISER, full, "unet."), role) if _UNET.fullmatch(full) else None
+        prefix = "unet." if _UNET.fullmatch(full) else "transformer." if _TRANSFORMER.fullmatch(full) else None
+        return None if prefix is None else (Module(DENOISER, full, prefix), role)
     part, path = match["part"], match["path"]
     denoiser = not part.startswith("text_encoder")
     return Module(DENOISER if denoiser else part, path, f"{part}."), role
