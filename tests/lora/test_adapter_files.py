@@ -48,7 +48,7 @@ def test_a_file_is_read_without_torch(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "alpha",
-    [torch.tensor(3.0, dtype=dtype) for dtype in (torch.float16, torch.bfloat16, torch.float64)]
+    [torch.tensor(3.0, dtype=dtype) for dtype in (torch.float16, torch.bfloat16, torch.float64, torch.float8_e4m3fn)]
     + [torch.tensor([3.0]), torch.tensor(3)],
     ids=str,
 )

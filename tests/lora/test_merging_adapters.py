@@ -238,3 +238,12 @@ def test_adapters_of_different_models_are_reported(write: Write, normal: Normal,
     with pytest.warns(ws.WeightspaceWarning, match=r"3 was trained on tiny/code, but .*0 on tiny/math") as found:
         merge_adapters(several, tmp_path / "out")
     assert len(found) == 1
+
+
+def test_an_adapter_that_shares_no_tensor_with_the_others_is_warned_of(
+    write: Write, normal: Normal, tmp_path: Path
+) -> None:
+    """It may have other names for the same tensors, as files of Wan and of Z-Image do."""
+    one, other = (write(name, pair(normal, name, 2, 6, 5), target_modules=[name]) for name in ("q", "k"))
+    with pytest.warns(ws.WeightspaceWarning, match="changes no tensor that another adapter changes"):
+        merge_adapters([one, other], tmp_path / "out", method="linear")

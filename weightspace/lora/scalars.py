@@ -20,9 +20,10 @@ def read_scalar(contents: CheckpointMetadata, name: str) -> float:
         CheckpointError: it has several elements or isn't a finite number, or the file cannot be read.
     """
     info, place = contents.tensors[name], contents.places.get(name)
-    if info.numel != 1 or info.dtype not in (*_FORMATS, "BF16"):
+    is_fp8 = info.dtype in ("F8_E4M3", "F8_E5M2")
+    if info.numel != 1 or not (is_fp8 or info.dtype in (*_FORMATS, "BF16")):
         raise CheckpointError(f"{contents.path}: {name!r} is {info.dtype} {info.shape}; expected one number.")
-    if place is None:  # a torch file
+    if place is None or is_fp8:  # a torch file, or a dtype of torch
         from weightspace.checkpoints.reader import CheckpointReader
 
         value = float(CheckpointReader(contents)[name])

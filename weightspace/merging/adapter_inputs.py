@@ -43,6 +43,24 @@ def warn_of_other_bases(adapters: Sequence[Adapter]) -> None:
             )
 
 
+def warn_of_disjoint(adapters: Sequence[Adapter]) -> None:
+    """Warn of an adapter whose tensors no other adapter changes: it may have other names for the same ones.
+
+    Args:
+        adapters: as ``unified`` returns them.
+    """
+    for adapter in adapters:
+        others = [name for other in adapters if other is not adapter for name in other.factors]
+        if others and adapter.factors and adapter.factors.keys().isdisjoint(others):
+            own, other = next(iter(adapter.factors)), others[0]
+            warn_caller(
+                f"{adapter.path} changes no tensor that another adapter changes (it has {own!r}, others {other!r}). If "
+                "two of these are names of one tensor, the result changes it twice, or under a name that the model "
+                "lacks: convert the adapters to the same names first."
+            )
+            return
+
+
 def _kohya_metadata(adapter: Adapter) -> Mapping[str, str]:
     """Return the metadata of a file that names the architecture it was trained on; empty for other adapters."""
     path = adapter.path

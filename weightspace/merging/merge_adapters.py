@@ -16,7 +16,7 @@ from weightspace.lora.adapter import Adapter, Factors
 from weightspace.lora.factored import truncated
 from weightspace.lora.flux_modules import flux_as_written
 from weightspace.lora.read import read_adapter
-from weightspace.merging.adapter_inputs import pair_of, targets_of, unified, warn_of_other_bases
+from weightspace.merging.adapter_inputs import pair_of, targets_of, unified, warn_of_disjoint, warn_of_other_bases
 from weightspace.merging.adapter_method import AdapterMethod
 from weightspace.merging.adapter_output import Merged, check_output, chosen_format, metadata_of, save_merged
 from weightspace.reprs import brief
@@ -99,6 +99,7 @@ def merge_adapters(
     check_output(out, written, force=force)
     warn_of_other_bases(read)
     inputs = unified(flux_as_written(read, written))
+    warn_of_disjoint(inputs)
     targets = targets_of(inputs)
     merged, errors = _merged(merging, inputs, targets, rank)
     recorded = {"inner": merging.inner, "weights": list(merging.weights), "parameters": options}

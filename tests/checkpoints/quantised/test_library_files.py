@@ -70,6 +70,24 @@ def test_other_descriptions_of_comfyui_are_refused(case: str, place: str, tmp_pa
         load_dequantised(tmp_path / "a.safetensors")
 
 
+@pytest.mark.parametrize("mark", ["file", "tensor", "header"])
+def test_fp8_without_a_scale_is_a_plain_number_in_comfyuis_files(mark: str, tmp_path: Path) -> None:
+    """ComfyUI loads a layer that has no description by a cast; in other libraries' files, a scale is missing."""
+    values, scale = torch.randn(4, 4).to(torch.float8_e4m3fn), torch.tensor(0.5)
+    described = {"format": "float8_e4m3fn", "params": {}}
+    state = {"q.weight": values, "q.weight_scale": scale, "embed.weight": values.clone()}
+    marks = {"file": {"scaled_fp8": torch.zeros(0)}, "header": {}}
+    marks["tensor"] = {"q.comfy_quant": torch.tensor(list(json.dumps(described).encode()), dtype=torch.uint8)}
+    header = {"_quantization_metadata": json.dumps({"layers": {"q": described}})} if mark == "header" else {}
+    ws.save_checkpoint({**state, **marks[mark]}, tmp_path / "a.safetensors", metadata=header)
+    found = load_dequantised(tmp_path / "a.safetensors")
+    assert torch.equal(found["q.weight"], values.float() / 2)
+    assert torch.equal(found["embed.weight"].float(), values.float())
+    ws.save_checkpoint(state, tmp_path / "b.safetensors")
+    with pytest.raises(CheckpointError, match="FP8 without its scale"):
+        load_dequantised(tmp_path / "b.safetensors")
+
+
 def test_a_merge_of_comfyuis_fp8_leaves_its_marks_out(tmp_path: Path) -> None:
     sources = [DATA / "comfyui", DATA / "comfyui-header"]
     ws.merge_files(sources, tmp_path / "out.safetensors", dtype="float32")

@@ -15,8 +15,8 @@ from weightspace.checkpoints.quantised.format import Stored
 from weightspace.checkpoints.safetensors_header import read_header
 from weightspace.errors import CheckpointError
 
-#: Last part of the name of a layer's description, and the key of a header's.
-MARK, _KEY = "comfy_quant", "_quantization_metadata"
+#: Last part of the name of a layer's description, the key of a header's, and the mark of its first files with scales.
+MARK, _KEY, FILE_MARK = "comfy_quant", "_quantization_metadata", "scaled_fp8"
 
 #: Formats that are read, and keys of a description that don't change the values.
 _READ = ("float8_e4m3fn", "float8_e5m2")
@@ -30,7 +30,7 @@ def check_marks(contents: CheckpointMetadata, stored: Stored) -> None:
         CheckpointError: a layer is in another format, or its description cannot be read.
     """
     for layer, mark in (*_of_tensors(stored), *_of_headers(contents)):
-        form, others = mark.get("format"), sorted(mark.keys() - _HARMLESS)
+        form, others = mark.get("format"), sorted(key for key in mark.keys() - _HARMLESS if mark[key])
         if form in _READ and not others:
             continue
         what = f"format {str(form)[:80]!r}" if form is not None else "a format whose description cannot be read"
@@ -39,6 +39,16 @@ def check_marks(contents: CheckpointMetadata, stored: Stored) -> None:
             f"{contents.path} is quantised: {what} of ComfyUI{also} ({layer[:200]!r}). Of ComfyUI's formats, only "
             f"{' and '.join(_READ)} are read. Use the model that it was quantised from, or dequantise it first."
         )
+
+
+def is_described(contents: CheckpointMetadata) -> bool:
+    """Return whether ComfyUI wrote a quantised checkpoint, whose matrices without a scale are cast to FP8.
+
+    Args:
+        contents: its metadata, as ``dequantised`` returns it.
+    """
+    left_out = (name for tensor in contents.quantised.values() for name in tensor.left_out)
+    return any(name.rpartition(".")[2] in (MARK, FILE_MARK) for name in left_out) or any(_of_headers(contents))
 
 
 def _of_tensors(stored: Stored) -> Iterator[tuple[str, Mapping[str, Any]]]:

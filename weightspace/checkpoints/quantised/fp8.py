@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
 from weightspace.checkpoints.metadata import QuantisedTensor, TensorInfo
-from weightspace.checkpoints.quantised.comfyui import MARK
+from weightspace.checkpoints.quantised.comfyui import FILE_MARK, MARK
 from weightspace.checkpoints.quantised.companions import (
     activation_scales,
     is_fp8,
@@ -33,8 +33,8 @@ _SCALES = {
     "down_proj": ("down_proj_scale_inv", "down_proj_scale", "down_proj_weight_scale"),
 }
 
-#: ComfyUI's marker of a file with scales; and the bytes of the scale that it gives to matrices that are not quantised.
-_MARK, _ONE = "scaled_fp8", {"F32": b"\x00\x00\x80\x3f", "BF16": b"\x80\x3f", "F16": b"\x00\x3c"}
+#: The bytes of the scale that files of ComfyUI have beside matrices that aren't quantised.
+_ONE = {"F32": b"\x00\x00\x80\x3f", "BF16": b"\x80\x3f", "F16": b"\x00\x3c"}
 
 #: Default side of a block: DeepSeek's; and the length of the blocks of MXFP8, which lie in a row.
 BLOCK, _MX = 128, 32
@@ -45,7 +45,7 @@ _DTYPES = ("F32", "BF16", "F16")
 def find(stored: Stored) -> list[Found]:
     """Return the matrices of FP8 numbers that have scales."""
     found = [own for parts in stored.modules.values() for own in _in_module(parts, stored.tensors, stored.settings)]
-    marks = tuple(name for name in stored.tensors if name.rpartition(".")[2] == _MARK)
+    marks = tuple(name for name in stored.tensors if name.rpartition(".")[2] == FILE_MARK)
     if found and marks:
         found[0] = found[0]._replace(left_out=(*found[0].left_out, *marks, *_scales_of_one(stored)))
     return found

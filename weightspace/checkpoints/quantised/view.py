@@ -22,7 +22,7 @@ from weightspace.checkpoints.quantisation import (
     find_quantised,
     find_quantised_folder,
 )
-from weightspace.checkpoints.quantised.comfyui import check_marks
+from weightspace.checkpoints.quantised.comfyui import check_marks, is_described
 from weightspace.checkpoints.quantised.companions import is_activation_scale
 from weightspace.checkpoints.quantised.format import Format, Found, Settings, Stored
 from weightspace.checkpoints.quantised.formats import FORMATS
@@ -266,7 +266,7 @@ def _without_scales(contents: CheckpointMetadata, plain: Mapping[str, TensorInfo
                 return Quantised(_misfit(matrix, info, settings), name)
             return Quantised("a scale beside a matrix that is not in FP8", name)
     for name, info in plain.items():
-        if info.dtype.startswith("F8") and len(info.shape) > 1:
+        if info.dtype.startswith("F8") and len(info.shape) > 1 and not is_described(contents):
             return Quantised("FP8 without its scale", name)
     return None
 
