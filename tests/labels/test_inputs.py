@@ -218,3 +218,12 @@ def test_a_table_of_all_labels_that_is_too_large_is_refused() -> None:
         metric.distances()
     assert metric.distances(targets=[3]).shape == (20_000, 1)
     assert metric.distances([3]).shape == (1, 20_000)
+
+
+def test_a_length_that_no_edge_has_is_refused() -> None:
+    graph = nx.Graph()
+    graph.add_edge("a", "b", length=3)
+    graph.add_edge("b", "c")
+    np.testing.assert_array_equal(GRAPH(graph, weight="length").distances(["a"]), [[0, 3, 4]])
+    with pytest.raises(ws.WeightspaceError, match="No edge of the graph has the attribute 'lenght'; found 'length'"):
+        GRAPH(graph, weight="lenght")

@@ -44,6 +44,26 @@ def test_steps_are_read_from_usual_names(names: tuple[str, ...], expected: list[
     assert steps(write(tmp_path, *names)) == expected
 
 
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("step_500.pt", "step_1k.pt", "step_2k.pt"),
+        ("step100M.pt", "step1B.pt"),
+        ("step_0.5.pt", "step_1.5.pt", "step_2.0.pt"),
+        ("step_900.pt", "step_1,000.pt"),
+        ("step_9e2.pt", "step_1e3.pt"),
+        ("500.pt", "1k.pt"),
+    ],
+)
+def test_steps_in_different_units_are_refused(names: tuple[str, ...], tmp_path: Path) -> None:
+    with pytest.raises(WeightspaceError, match="count different things"):
+        steps(write(tmp_path, *names))
+
+
+def test_steps_in_one_unit_are_in_order(tmp_path: Path) -> None:
+    assert steps(write(tmp_path, "step_2k.pt", "step_10k.pt")) == [2, 10]
+
+
 def test_what_is_no_checkpoint_or_has_no_step_is_left_out(tmp_path: Path) -> None:
     write(tmp_path, "step_1.pt", "step_2.pt", "last.pt", "best/model.safetensors")
     (tmp_path / "step_3.json").write_text("{}")

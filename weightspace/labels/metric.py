@@ -123,7 +123,8 @@ class LabelMetric:
                 length 0, such as synonyms, share one node.
 
         Raises:
-            WeightspaceError: a disconnected graph, a duplicate or unknown label, or a negative length.
+            WeightspaceError: a disconnected graph, a duplicate or unknown label, a negative length, or a
+                ``weight`` that no edge has.
         """
         from weightspace.labels.parsing import graph_of
 

@@ -153,7 +153,7 @@ def graph_of(graph: Any, labels: Iterable[Label] | None, weight: str) -> Joined:
     elif hasattr(graph, "nodes") and hasattr(graph, "edges"):
         nodes = [plain(node) for node in graph.nodes]
         names = Names(nodes if labels is None else labels)
-        ends = list(graph.edges(data=weight, default=1))
+        ends = _edges_of(graph, weight)
         if names and set(nodes) != set(names):
             known = _positions(names, nodes)
             if len(known) != len(names):
@@ -165,6 +165,22 @@ def graph_of(graph: Any, labels: Iterable[Label] | None, weight: str) -> Joined:
             f"A graph must be a networkx graph or a scipy.sparse matrix; found {type(graph).__name__}."
         )
     return _joined(names, u, v, lengths)
+
+
+def _edges_of(graph: Any, weight: str) -> list[tuple[Any, Any, Any]]:
+    """Return the edges of a networkx graph with their lengths, 1 if missing.
+
+    Raises:
+        WeightspaceError: no edge has the attribute, which isn't networkx's default.
+    """
+    ends = list(graph.edges(data=weight, default=None))
+    if ends and weight != "weight" and all(end[2] is None for end in ends):
+        known = sorted({str(key) for *_, attributes in graph.edges(data=True) for key in attributes})
+        raise WeightspaceError(
+            f"No edge of the graph has the attribute {weight!r}; found {', '.join(map(repr, known)) or 'none'}. Leave "
+            "weight out for edges of length 1."
+        )
+    return [(u, v, 1 if length is None else length) for u, v, length in ends]
 
 
 def _joined(names: Names, u: np.ndarray, v: np.ndarray, lengths: np.ndarray, *, root: Label | None = None) -> Joined:

@@ -26,6 +26,9 @@ _COUNTERS = {
 #: Names of the parts of one checkpoint.
 _SHARD = re.compile(r"\d+-of-\d+")
 
+#: What may follow the digits of a number and belongs to it: ``1k``, ``1.5``, ``1e3``, ``1,000``.
+_REST = r"(?:[.,]\d+)?(?:e\d+)?(?:[kmbgt](?![a-z]))?"
+
 #: Placeholder for the step in a pattern.
 _STEP = "{step}"
 
@@ -61,7 +64,8 @@ def find_checkpoints(
 
     The step is the number after ``step`` in a name (``epoch=3-step=1200.ckpt``, ``global_step1200``), else after
     ``iter``, ``checkpoint`` or ``epoch`` (``iter_0001200``, ``checkpoint-1200``), else the only number in it. Files and
-    folders that aren't checkpoints, and names without a number (``last.ckpt``), are left out.
+    folders that aren't checkpoints, and names without a number (``last.ckpt``), are left out. Steps such as ``1k`` are
+    taken if all names have the same unit.
 
     A warning names steps between which checkpoints seem to be missing: their distance is larger than the usual one.
 
@@ -175,13 +179,18 @@ def _numbered(name: str) -> tuple[str, int] | None:
     if _SHARD.search(name):
         return None
     for counter, word in _COUNTERS.items():
-        numbers = re.findall(rf"(?<![a-z])(?:{word})[-_=. ]*(\d{{1,{_DIGITS}}})(?!\d)", name, re.IGNORECASE)
+        numbers = re.findall(rf"(?<![a-z])(?:{word})[-_=. ]*(\d{{1,{_DIGITS}}})(?!\d)({_REST})", name, re.IGNORECASE)
         if len(numbers) == 1:
-            return counter, int(numbers[0])
-    numbers = re.findall(rf"(?<!\d)\d{{1,{_DIGITS}}}(?!\d)", name)
-    if len(numbers) == 1:
-        return "number", int(numbers[0])
+            return _counted(counter, *numbers[0])
+    if len(re.findall(rf"(?<!\d)\d{{1,{_DIGITS}}}(?!\d)", name)) == 1:
+        number = re.search(rf"(?<!\d)(\d{{1,{_DIGITS}}})(?!\d)({_REST})", name, re.IGNORECASE)
+        return None if number is None else _counted("number", number[1], number[2])
     return None
+
+
+def _counted(counter: str, digits: str, rest: str) -> tuple[str, int]:
+    """Return the unit and the number. Numbers whose digits alone are not in order, such as 500 and 1k, differ in it."""
+    return (f"{counter} with {rest}" if rest else counter), int(digits)
 
 
 def _in_order(found: Sequence[RunCheckpoint]) -> tuple[RunCheckpoint, ...]:
