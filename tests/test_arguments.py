@@ -14,6 +14,7 @@ from torch import nn
 import weightspace as ws
 from weightspace.errors import WeightspaceError
 from weightspace.plots import draw_curves
+from weightspace.runs import average_run, score_windows
 from weightspace.tasks import ClassificationTask, Examples, scores_of
 
 
@@ -175,3 +176,17 @@ def test_numbers_of_any_type_are_scores() -> None:
     odd = Scored("signs", build, load)  # type: ignore[arg-type]
     object.__setattr__(odd, "returned", {"loss": torch.tensor(0.5), "accuracy": np.float32(0.25)})
     assert scores_of(odd, build(), "test") == {"loss": 0.5, "accuracy": 0.25}
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: average_run("run", "a.pt"), r"checkpoints is a path.*find_checkpoints\('run'\)"),  # type: ignore[arg-type]
+        (lambda: average_run(["s1.pt"], "a.pt"), r"checkpoints\[0\] is a path"),  # type: ignore[list-item]
+        (lambda: score_windows("run", len), "checkpoints is a path"),  # type: ignore[arg-type]
+        (lambda: ws.derive_spec(torch.nn.Linear, (torch.ones(1),)), "module is a class; .* Make an object"),  # type: ignore[arg-type]
+    ],
+)
+def test_folders_of_runs_and_classes_are_no_arguments(call: Callable[[], Any], message: str) -> None:
+    with pytest.raises(WeightspaceError, match=message):
+        call()

@@ -25,6 +25,8 @@ _SCORE = "a task, or a function of a state dict"
 #: Only found, never expected: the content of a training file, and a mapping with non-tensor values.
 _TRAINING, _MIXED = "a training checkpoint", "a mapping with other values than tensors"
 _CURVES = "a mapping of labels to curves"
+_STEP, _STEPS = "a checkpoint of a run", "a list of checkpoints of a run"
+_CLASS = "a class"
 
 #: Annotation -> expected kind; ``| None`` allows None as well.
 _KINDS: Mapping[str, str] = {
@@ -44,6 +46,7 @@ _KINDS: Mapping[str, str] = {
     "Source": _SOURCE,
     "Sequence[Source]": _SOURCES,
     "Score | Task": _SCORE,
+    "Sequence[RunCheckpoint]": _STEPS,
     "str": _TEXT,
 }
 
@@ -56,7 +59,7 @@ _SERVING: Mapping[str, tuple[str, ...]] = {
 }
 
 #: Kind of a list -> kind of its items.
-_PARTS: Mapping[str, str] = {_STATES: _STATE, _SOURCES: _SOURCE}
+_PARTS: Mapping[str, str] = {_STATES: _STATE, _SOURCES: _SOURCE, _STEPS: _STEP}
 
 #: Expected kind, found kind -> advice.
 _CURES: Mapping[tuple[str, str], str] = {
@@ -82,6 +85,9 @@ _CURES: Mapping[tuple[str, str], str] = {
     (_SYMMETRY, _MODULE): 'Derive it first: ws.derive_spec(module, example_args, symmetry="full").',
     (_SYMMETRY, _PATH): "Load it first: ws.SymmetrySpec.load({value}).",
     (_ANY_SPEC, _MODULE): "Derive it first: ws.derive_spec(module, example_args).",
+    (_STEPS, _PATH): "Find them first: weightspace.runs.find_checkpoints({value}).",
+    (_STEPS, _STATE): "Find them first: weightspace.runs.find_checkpoints(folder).",
+    (_MODULE, _CLASS): "Make an object of it.",
     (_PERMUTATION, _ELEMENT): "Its apply moves a folded checkpoint.",
 }
 
@@ -168,6 +174,8 @@ def _kind_of(value: Any) -> str:
     """Return the kind of a value, for errors."""
     if isinstance(value, str | os.PathLike):
         return _PATH
+    if isinstance(value, type):
+        return _CLASS
     if isinstance(value, Mapping):
         if not isinstance(value, dict) or all(map(_is_tensor, value.values())):
             return _STATE  # values of other mappings may be read lazily from a file
@@ -185,6 +193,7 @@ def _kind_of(value: Any) -> str:
         (_SPEC, ("groups", "axes")),
         (_CURVE, ("positions", "loss", "split")),
         (_TASK, ("network", "score")),
+        (_STEP, ("path", "step")),
     )
     for kind, attributes in parts:
         if all(hasattr(type(value), one) or one in getattr(value, "__dict__", ()) for one in attributes):

@@ -117,7 +117,7 @@ MISTAKES = {
     "yaml": ("models: [", "not valid YAML"),
     "scalar": ("just text", "must be a mapping"),
     "empty": ("", "must be a mapping.*nothing"),
-    "no models": ("{merge_method: linear, models: []}", "models must be a non-empty list"),
+    "no models": ("{merge_method: linear, models: []}", "models must be a non-empty list, found an empty list"),
     "no model": ("{merge_method: linear, models: [{parameters: {weight: 1}}]}", r"models\[0\].model is missing"),
     "layer range": (SLICES.replace("[2, 4]", "[4, 2]"), r"slices\[1\].sources\[0\].layer_range must satisfy"),
     "empty range": (SLICES.replace("[2, 4]", "[2, 2]"), r"layer_range has no effect: it is empty"),
@@ -162,6 +162,18 @@ MISTAKES = {
     "gradient": (TIES.replace("[1, 0.5, 0]", "[1, high]"), "gradient of numbers"),
     "empty gradient": (TIES.replace("[1, 0.5, 0]", "[]"), "empty list"),
     "filter value": (TIES.replace("{value: 0.5}", "{filter: norm}"), r"weight\[2\].value is missing"),
+    "a comma for a point": (
+        TIES.replace("weight: 0.6", "weight: 0,6"),
+        r"parameters has the key 6; expected only names as keys, with a point in decimal numbers",
+    ),
+    "a range as weight": (
+        TIES.replace("weight: 0.6", "weight: {search: [0, 1]}"),
+        r"parameters.weight must be a number, found values to search: .* `weightspace search`",
+    ),
+    "a choice of methods": (
+        "{merge_method: {choices: [linear, slerp]}, models: [{model: a}]}",
+        r"merge_method must be a non-empty string, found values to search",
+    ),
     "a word as weight": (
         TIES.replace("weight: 0.6", "weight: foo"),
         r"\[1\].parameters.weight must be a number, found 'foo'",

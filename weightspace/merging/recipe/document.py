@@ -118,8 +118,12 @@ class Document:
         Raises:
             WeightspaceError: the value is not such a mapping.
         """
-        if not isinstance(value, dict) or not all(isinstance(key, str) for key in value):
+        if not isinstance(value, dict):
             raise self.error(path, f"must be a mapping of keys to values, found {kind(value)}")
+        other = [key for key in value if not isinstance(key, str)]
+        if other:
+            point = ", with a point in decimal numbers" if isinstance(other[0], int) else ""
+            raise self.error(path, f"has the key {other[0]!r}; expected only names as keys{point}")
         return value
 
     def entries(self, value: Any, path: str) -> list[Any]:
@@ -157,6 +161,10 @@ def kind(value: Any) -> str:
     """Return a short description of a value."""
     if value is None:
         return "nothing"
+    if isinstance(value, list | dict) and not value:
+        return f"an empty {type(value).__name__}"
+    if isinstance(value, dict) and ("search" in value or "choices" in value):
+        return "values to search: the recipe is one for `weightspace search`"
     return repr(value)[:60] if isinstance(value, bool | int | float | str) else f"a {type(value).__name__}"
 
 

@@ -133,6 +133,8 @@ def _setting(document: Document, value: Any, path: str, parameter: Parameter | N
     for index, entry in enumerate(value):
         here = f"{path}[{index}]"
         choice = document.mapping(entry, here)
+        if "search" in choice or "choices" in choice:
+            raise document.error(path, f"must be a number, found {kind(choice)}")
         document.known(choice, ("filter", "value"), here)
         if choice.get("value") is None or choice["value"] == []:
             raise document.error(f"{here}.value", "is missing")
