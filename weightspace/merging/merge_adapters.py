@@ -81,9 +81,8 @@ def merge_adapters(
         wider, their scale is 1.
 
     Raises:
-        CheckpointError: an adapter is missing or damaged, has a tensor that isn't understood, DoRA or fully trained
-            modules, or does not fit the others; a name can't be written in the format; ``out`` is something other than
-            an adapter, or writing fails.
+        CheckpointError: an adapter is missing or damaged, has a tensor that isn't understood, DoRA or whole modules, or
+            does not fit the others; a name can't be written in the format; ``out`` is no adapter, or writing fails.
         WeightspaceError: a method, weight or option is invalid, or a factor holds NaN or infinity.
 
     Source:
