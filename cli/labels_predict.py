@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -202,7 +203,7 @@ def read_probabilities(metric: str, scores: str, given: dict[str, Any]) -> tuple
     from weightspace.devices import check_device
     from weightspace.labels.headers import check_columns
     from weightspace.labels.inputs import read_array, read_header
-    from weightspace.labels.probabilities import as_tensor
+    from weightspace.labels.probabilities import UNNORMALISED, as_tensor
     from weightspace.labels.results import probabilities_of
 
     check_device(given["device"])
@@ -220,6 +221,7 @@ def read_probabilities(metric: str, scores: str, given: dict[str, Any]) -> tuple
         raise WeightspaceError("--temperature applies to logits: add --logits if SCORES are logits.")
     if (note := _row_sums_note(found)) is not None:
         warn(f"{scores}: {note}")
+        warnings.filterwarnings("ignore", message=UNNORMALISED)  # said once
     return space, observed, outputs, as_tensor(found, scores).to(given["device"])
 
 

@@ -1,5 +1,6 @@
 """Inputs of metrics, and every mistake in them: one line that names the fault and its place."""
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -227,3 +228,13 @@ def test_a_length_that_no_edge_has_is_refused() -> None:
     np.testing.assert_array_equal(GRAPH(graph, weight="length").distances(["a"]), [[0, 3, 4]])
     with pytest.raises(ws.WeightspaceError, match="No edge of the graph has the attribute 'lenght'; found 'length'"):
         GRAPH(graph, weight="lenght")
+
+
+def test_positive_logits_given_as_probabilities_are_warned_of() -> None:
+    """As CLIP's are, which would all be nearly equal weights: the least common ancestor, whatever the largest one."""
+    metric = ws.LabelMetric.from_tree({"animal": "entity", "cat": "animal", "dog": "animal", "car": "entity"})
+    with pytest.warns(ws.WeightspaceWarning, match="do not sum to one: row 0 sums to 67"):
+        metric.predict([[27.0, 21.0, 19.0]], observed=["cat", "dog", "car"])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        metric.predict(torch.tensor([[0.7, 0.2, 0.1]], dtype=torch.float16), observed=["cat", "dog", "car"])

@@ -239,7 +239,8 @@ class LabelMetric:
         """Return the labels of least expected cost Σ p_i d(y, i)^exponent, the Fréchet mean for exponent 2.
 
         Args:
-            probabilities: (..., K), non-negative; rows need not sum to one. Not modified.
+            probabilities: (..., K), non-negative; not modified. Rows need not sum to one, but those far from it give a
+                warning, since positive logits look like them.
             observed: names of the K classes, in the order of the columns.
             outputs: labels that can be predicted: ``"all"``, ``"observed"`` or a list of names.
             exponent: exponent of the distance; 1 and 2 are fast.

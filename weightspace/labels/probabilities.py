@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from weightspace.errors import WeightspaceError
+from weightspace.errors import WeightspaceError, warn_caller
 
 
 def checked_rows(probabilities: Any, columns: int) -> Tensor:
@@ -20,6 +20,9 @@ def checked_rows(probabilities: Any, columns: int) -> Tensor:
 
     Raises:
         WeightspaceError: a wrong shape, or a row that is NaN, infinite, negative or zero; the message names the first.
+
+    Warns:
+        WeightspaceWarning: one of the first rows is far from summing to one, as positive logits are.
     """
     rows = as_tensor(probabilities, "Probabilities")
     if rows.dim() < 1 or rows.shape[-1] != columns:
@@ -33,7 +36,19 @@ def checked_rows(probabilities: Any, columns: int) -> Tensor:
     step = max(1, _CHECKED // columns)
     for start in range(0, len(rows), step):
         _check(rows[start : start + step], start)
+    _warn_of_sums(rows[:_SUMMED])
     return rows
+
+
+def _warn_of_sums(rows: Tensor) -> None:
+    """Warn of rows ``(n, columns)`` that may not be probabilities."""
+    sums = rows.sum(-1, dtype=torch.float64).cpu().tolist()
+    row = next((number for number, total in enumerate(sums) if abs(total - 1) > _FAR), None)
+    if row is not None:
+        warn_caller(
+            f"{UNNORMALISED} row {row} sums to {sums[row]:.4g}. They are taken as weights, in proportion. If these are "
+            "logits, take their softmax, or give them to the metric's head."
+        )
 
 
 def scaled_rows(rows: Tensor) -> tuple[Tensor, np.ndarray | None]:
@@ -57,6 +72,11 @@ def scaled_rows(rows: Tensor) -> tuple[Tensor, np.ndarray | None]:
 _USUAL = 140
 #: Number of probabilities checked at once, to fit in the cache.
 _CHECKED = 1 << 18
+#: Number of rows whose sums are compared with one, and the difference from which there is a warning: rows of logits are
+#: all far from it, and sums of many probabilities in 16 bits are not exact.
+_SUMMED, _FAR = 4, 0.1
+#: Start of that warning.
+UNNORMALISED = "The probabilities do not sum to one:"
 #: Dtype -> unsigned dtype of its bits, and the bits of infinity.
 _BITS = {
     torch.float16: (np.uint16, 0x7C00),
