@@ -101,11 +101,13 @@ def command(run: str, task: str | None, data: Path | None, output: str, as_json:
     for path in (output, *opts["reports"]):
         options.check_apart(path, task)
     from weightspace.runs import find_checkpoints, schedule_weights
+    from weightspace.runs.checkpoints import check_output
 
     found = find_checkpoints(run, last=opts["last"], window=window, every=opts["every"], pattern=opts["pattern"])
     schedule_weights(opts["schedule"], len(found))
     for path in (output, *opts["reports"]):
         options.check_apart(path, *(checkpoint.path for checkpoint in find_checkpoints(run, pattern=opts["pattern"])))
+    check_output(found, output)
     judge = None if opts["dry_run"] else networks.load_any_task(task, data, device=opts["device"])
     windows = None
     scorer = judge or by_command

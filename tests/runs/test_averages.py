@@ -162,6 +162,8 @@ def test_the_picture_says_what_is_drawn(run: Path) -> None:
             "run --last 2 -o run/step_10.safetensors --force",
             "would replace run/step_10.safetensors, which it is made from",
         ),
+        ("run -o run/step_99.safetensors", "run/step_99.safetensors would be a checkpoint of the run in its folder"),
+        ("run -o run/average-4.safetensors", "Choose another folder, or a name without a number"),
         ("run -o run", "run exists and is not a checkpoint"),
         ("run --schedule wsm:cos -o x.pt", "Did you mean 'wsm:cosine'?"),
     ],

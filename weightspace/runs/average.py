@@ -11,7 +11,7 @@ from weightspace.arguments import checked
 from weightspace.errors import WeightspaceError
 from weightspace.merging import ExecutionOptions, MergeReport, OutputOptions, ReadingOptions, merge_files
 from weightspace.progress import Progress
-from weightspace.runs.checkpoints import RunCheckpoint
+from weightspace.runs.checkpoints import RunCheckpoint, check_output
 from weightspace.runs.schedules import schedule_weights
 
 if TYPE_CHECKING:
@@ -46,7 +46,8 @@ def average_run(
 
     Raises:
         CheckpointError: as ``merge_files``.
-        WeightspaceError: as ``merge_files``, there are no checkpoints, or the schedule is unknown.
+        WeightspaceError: as ``merge_files``, there are no checkpoints, the schedule is unknown, or ``out`` would be a
+            checkpoint of the run.
 
     Source:
         Kaddour 2022, https://arxiv.org/abs/2209.14981; Li et al. 2025, https://arxiv.org/abs/2505.12082.
@@ -63,6 +64,7 @@ def average_run(
     """
     if not checkpoints:
         raise WeightspaceError("Expected at least one checkpoint to average; found none.")
+    check_output(checkpoints, out)
     execution = execution or ExecutionOptions()
     if os.path.isfile(schedule):
         execution = replace(execution, reads=(*execution.reads, schedule))

@@ -112,6 +112,20 @@ def find_checkpoints(
     return chosen
 
 
+def check_output(checkpoints: Sequence[RunCheckpoint], out: str | os.PathLike[str]) -> None:
+    """Check that an output would not be taken for a checkpoint of the run afterwards.
+
+    Raises:
+        WeightspaceError: it is in the folder of the checkpoints, and its name has a number.
+    """
+    path = Path(out)
+    if _numbered(path.name) is not None and path.parent.resolve() in {one.path.parent.resolve() for one in checkpoints}:
+        raise WeightspaceError(
+            f"{path} would be a checkpoint of the run in its folder, by its name. Choose another folder, or a name "
+            "without a number, such as average.safetensors."
+        )
+
+
 def _warn_of_gaps(run: str | os.PathLike[str], steps: Sequence[int]) -> None:
     """Warn of steps that are further apart than usual, between which checkpoints are missing."""
     distances = [after - before for before, after in pairwise(steps)]
