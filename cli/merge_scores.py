@@ -25,6 +25,9 @@ _POINTS = 5
 #: nats if the task has no accuracy.
 _SMALL_FALL, _SMALL_RISE = 0.02, 0.1
 
+#: Fraction of the best model's score by which a merge that is far worse than all models lies below it.
+_FAR = 0.05
+
 
 @dataclass
 class Scores:
@@ -112,6 +115,26 @@ class Scores:
                     f"The remaining barrier between {self.target} and {source} is large: {_said(left)}. The merged "
                     "network is worse than its parents; try another --align, or wider networks."
                 )
+        if (line := self._far_worse()) is not None:
+            warn(line)
+
+    def _far_worse(self) -> str | None:
+        """Return a warning about a merge that is far worse than each of its models, which were not aligned, or None."""
+        merged, others = self.scores.get("merged"), [own for name, own in self.scores.items() if name != "merged"]
+        if merged is None or len(others) < 2 or self.target:
+            return None
+        for score, sign, least in (("accuracy", 1, 0.0), ("loss", -1, _SMALL_RISE)):
+            if not all(score in own for own in (merged, *others)):
+                continue
+            values = [sign * own[score] for own in others]
+            best = max(values)
+            if not best - sign * merged[score] <= max(best - min(values), _FAR * abs(best), least):
+                return (
+                    f"The merged network is far worse than each of its models: {self.split} {score} "
+                    f"{merged[score]:.4f}; the best has {abs(best):.4f}. Are they fine-tunes of one model? Align "
+                    "independently trained ones with --align."
+                )
+        return None
 
 
 def _plan_of(sources: str | Sequence[str], options: Mapping[str, Any]) -> Plan | None:

@@ -64,6 +64,14 @@ def test_a_barrier_that_is_left_is_a_warning(monkeypatch: pytest.MonkeyPatch) ->
     assert "Warning: The remaining barrier between a.pt and b.pt is large: " in result.stderr
 
 
+def test_a_merge_that_is_far_worse_than_its_models_is_a_warning() -> None:
+    result = run(*TASK, "-o", "m.pt")
+    assert "Warning: The merged network is far worse than each of its models: test loss 0." in result.stderr
+    assert "Are they fine-tunes of one model? Align independently trained ones with --align." in result.stderr
+    ws.save_checkpoint(ws.load_checkpoint("a.pt"), "b.pt")
+    assert "Warning" not in run(*TASK, "-o", "same.pt").stderr
+
+
 def test_nothing_is_scored_without_a_task_or_in_a_dry_run() -> None:
     for arguments in ((), (*TASK, "--dry-run"), ("--align", "weight-matching", *TASK, "--dry-run")):
         assert "scores" not in json.loads(run(*arguments, "-o", "m.pt", "--json").stdout)
