@@ -239,8 +239,7 @@ class LabelMetric:
         """Return the labels of least expected cost Σ p_i d(y, i)^exponent, the Fréchet mean for exponent 2.
 
         Args:
-            probabilities: (..., K), non-negative; not modified. Rows need not sum to one, but those far from it give a
-                warning, since positive logits look like them.
+            probabilities: (..., K), non-negative, not modified; a warning says if rows are far from summing to one.
             observed: names of the K classes, in the order of the columns.
             outputs: labels that can be predicted: ``"all"``, ``"observed"`` or a list of names.
             exponent: exponent of the distance; 1 and 2 are fast.

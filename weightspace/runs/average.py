@@ -8,7 +8,6 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from weightspace.arguments import checked
-from weightspace.errors import WeightspaceError
 from weightspace.merging import ExecutionOptions, MergeReport, OutputOptions, ReadingOptions, merge_files
 from weightspace.progress import Progress
 from weightspace.runs.checkpoints import RunCheckpoint, check_output
@@ -45,9 +44,8 @@ def average_run(
         dtype, reading, output, execution, dry_run, lenient, warn, on_progress: as for ``merge_files``.
 
     Raises:
-        CheckpointError: as ``merge_files``.
-        WeightspaceError: as ``merge_files``, there are no checkpoints, the schedule is unknown, or ``out`` would be a
-            checkpoint of the run.
+        CheckpointError, WeightspaceError: as ``merge_files``; there are no checkpoints, the schedule is unknown, or
+            ``out`` would be a checkpoint of the run.
 
     Source:
         Kaddour 2022, https://arxiv.org/abs/2209.14981; Li et al. 2025, https://arxiv.org/abs/2505.12082.
@@ -62,8 +60,6 @@ def average_run(
         >>> ws.load_checkpoint("average.safetensors")
         {'w': tensor([25.])}
     """
-    if not checkpoints:
-        raise WeightspaceError("Expected at least one checkpoint to average; found none.")
     check_output(checkpoints, out)
     execution = execution or ExecutionOptions()
     if os.path.isfile(schedule):

@@ -113,11 +113,13 @@ def find_checkpoints(
 
 
 def check_output(checkpoints: Sequence[RunCheckpoint], out: str | os.PathLike[str]) -> None:
-    """Check that an output would not be taken for a checkpoint of the run afterwards.
+    """Check that there are checkpoints, and that an output would not be taken for one of them afterwards.
 
     Raises:
-        WeightspaceError: it is in the folder of the checkpoints, and its name has a number.
+        WeightspaceError: there are no checkpoints, or it is in their folder, and its name has a number.
     """
+    if not checkpoints:
+        raise WeightspaceError("Expected at least one checkpoint to average; found none.")
     path = Path(out)
     if _numbered(path.name) is not None and path.parent.resolve() in {one.path.parent.resolve() for one in checkpoints}:
         raise WeightspaceError(
