@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 import weightspace as ws
 from weightspace.checkpoints import StateDict
+from weightspace.errors import WeightspaceError
 from weightspace.lora import extract_lora, read_adapter, write_adapter
 from weightspace.merging import ExecutionOptions, merge_adapters, merge_files
 
@@ -67,6 +68,10 @@ CASES: dict[str, dict[str, Any]] = {
     "embedding": {"r": 3, "lora_alpha": 5, "target_modules": ["embed"]},
     "convolutions": {"r": 2, "lora_alpha": 5, "target_modules": ["conv", "signal"]},
     "modules to save": {"r": 2, "lora_alpha": 5, "target_modules": ["q"], "modules_to_save": ["head"]},
+    "all biases": {"r": 2, "lora_alpha": 5, "target_modules": ["q", "conv"], "bias": "all"},
+    "biases of its modules": {"r": 2, "lora_alpha": 5, "target_modules": ["q", "conv"], "bias": "lora_only"},
+    "all biases, DoRA": {"r": 2, "target_modules": ["q"], "bias": "all", "use_dora": True},
+    "all biases, modules to save": {"r": 2, "target_modules": ["q"], "bias": "all", "modules_to_save": ["head"]},
     "rank pattern": {
         "r": 3,
         "lora_alpha": 7,
@@ -89,6 +94,17 @@ def test_a_merge_of_model_and_adapter_is_what_peft_merges(case: str, tmp_path: P
     found, expected = merged_by_both(Net(), tmp_path, **CASES[case])
     assert any(not torch.equal(found[name], tensor) for name, tensor in Net().state_dict().items())
     assert_close(found, expected)
+
+
+def test_biases_of_a_head_with_several_layers_are_those_that_peft_applies(tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers")
+    sizes = {"vocab_size": 32, "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1}
+    config = transformers.RobertaConfig(**sizes, num_attention_heads=2, max_position_embeddings=16)
+    model = transformers.RobertaForSequenceClassification(config)
+    fields = {"r": 2, "target_modules": ["query"], "bias": "all"}
+    assert_close(*merged_by_both(model, tmp_path, task_type="SEQ_CLS", **fields))
+    with pytest.raises(WeightspaceError, match="modules_to_save or bias"):
+        merge_adapters([tmp_path / "adapter"], tmp_path / "merged")
 
 
 def test_weights_kept_as_in_out_are_turned(tmp_path: Path) -> None:

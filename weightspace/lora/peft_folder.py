@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -29,6 +29,9 @@ _MAGNITUDE = re.compile(r"(?P<module>.+)\.lora_magnitude_vector(\.[^.]+){0,2}")
 
 #: ``<module>.modules_to_save.default.<parameter>``.
 _SAVED = re.compile(r"(?P<module>.+)\.modules_to_save\.[^.]+\.(?P<rest>.+)")
+
+#: The bias of a module to save as it was before training, and once more as it is trained.
+_COPY = re.compile(r"(?P<module>.+)\.(original_module|modules_to_save)\.(?P<rest>(.+\.)?bias)")
 
 
 def read_peft(folder: Path) -> Adapter:
@@ -59,7 +62,8 @@ def read_peft(folder: Path) -> Adapter:
         if magnitude is not None:
             _put(folder, magnitudes, magnitude["module"], name)
         elif factor is None:
-            _put(folder, saved, _saved_target(configuration, name), name)
+            if not _is_copy(configuration, contents.tensors, name):
+                _put(folder, saved, _saved_target(configuration, name), name)
         else:
             embedding = factor["embedding"]
             pair = pairs.setdefault((factor["module"], embedding is not None), {})
@@ -127,6 +131,15 @@ def _put(folder: Path, found: dict[str, str], key: str, name: str) -> None:
     found[key] = name
 
 
+def _is_copy(configuration: Configuration, tensors: Collection[str], name: str) -> bool:
+    """Return whether a bias isn't applied: PEFT saves those of a module to save three times if ``bias`` is ``all``."""
+    copy = _COPY.fullmatch(name)
+    if copy is None or configuration.bias != "all" or not configuration.saves(copy["module"].removeprefix(PREFIX)):
+        return False
+    rests = (copy["rest"], copy["rest"].partition(".")[2])  # the name of the adapter may come first
+    return any(rest and f"{copy['module']}.{rest}" in tensors for rest in rests)
+
+
 def _saved_target(configuration: Configuration, name: str) -> str:
     """Return the tensor of the model that a tensor without factors replaces."""
     inner = name.removeprefix(PREFIX)
@@ -138,9 +151,11 @@ def _saved_target(configuration: Configuration, name: str) -> str:
     if configuration.saves(module) or ".base_layer." in inner:
         return target
     if parameter == "bias" and "lora_" not in inner:
+        if configuration.bias == "all":
+            return target
         raise CheckpointError(
-            f"{configuration.folder} has the bias {name!r} (bias is {configuration.bias!r} in {CONFIG}); expected "
-            "bias 'none'. Merge it into its model with PEFT first."
+            f"{configuration.folder} has the bias {name!r}, but bias is {configuration.bias!r} in {CONFIG}; expected "
+            "'all' there, or only biases of modules with factors. Merge it into its model with PEFT first."
         )
     if parameter == "weight" and "lora_" not in inner:  # embeddings of an extended vocabulary
         return target

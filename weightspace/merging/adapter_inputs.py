@@ -179,7 +179,8 @@ def _check_mergeable(adapter: Adapter) -> None:
     instead = "Merge the models instead: `weightspace merge MODEL+ADAPTER …`."
     if adapter.saved:
         raise CheckpointError(
-            f"{adapter.path} replaces all of {next(iter(adapter.saved))!r} (modules_to_save); expected only factors. "
+            f"{adapter.path} replaces all of {next(iter(adapter.saved))!r} (modules_to_save or bias in {CONFIG}); "
+            f"expected only factors. "
             f"{instead}"
         )
     if adapter.configuration.parameters:
