@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pytest
@@ -136,6 +136,17 @@ def test_either_kind_is_added_to_either_model(tmp_path: Path) -> None:
             expected = original[f"{part.name}.weight"] + change(kohya(1), f"lora_unet_{flat}")
             torch.testing.assert_close(whole, expected)
             torch.testing.assert_close(torch.cat([out["split"][f"{name}.weight"] for name in parts.names]), expected)
+
+
+def test_a_folder_of_peft_merges_with_a_file_of_its_names(write: Callable[..., Path], tmp_path: Path) -> None:
+    name = "double_blocks.0.img_attn.qkv"
+    a, b = torch.randn(RANK, WIDTH), torch.randn(3 * WIDTH, RANK)
+    folder = write("peft", {f"{name}.lora_A.weight": a, f"{name}.lora_B.weight": b}, lora_alpha=RANK)
+    path = saved(tmp_path / "k.safetensors", kohya(1))
+    merge_adapters([folder, path], tmp_path / "out.safetensors", method="linear", weights=[1, 2], format="kohya")
+    module = f"lora_unet_{name.replace('.', '_')}"
+    expected = b @ a + 2 * change(kohya(1), module)
+    torch.testing.assert_close(change(ws.load_checkpoint(tmp_path / "out.safetensors"), module), expected)
 
 
 REFUSED = {

@@ -9,6 +9,7 @@ from click.testing import CliRunner
 
 import weightspace as ws
 from weightspace import cli
+from weightspace.errors import CheckpointError
 from weightspace.lora import read_adapter
 from weightspace.merging import merge_adapters, merge_files
 
@@ -63,3 +64,36 @@ def test_ranks_that_are_filled_up_with_zeros_are_said(tmp_path: Path) -> None:
         arguments = ["merge-adapters", tmp_path / "unet.safetensors", "-m", "linear", "--format", written, "-o", out]
         done = CliRunner().invoke(cli.main, [str(argument) for argument in arguments])
         assert done.stdout.splitlines()[0] == f"79 tensors, {said}"
+
+
+@pytest.mark.parametrize("kernel", [(), (1, 1)])
+@pytest.mark.parametrize("ends", ["lora_down lora_up", "lora_A lora_B"])
+@pytest.mark.parametrize(("a_ones", "b_ones"), [(2, 0), (0, 2), (1, 2)])
+def test_kernels_of_one_may_be_left_out_in_either_factor(
+    a_ones: int, b_ones: int, ends: str, kernel: tuple[int, ...], tmp_path: Path
+) -> None:
+    a, b = torch.randn(2, 5), torch.randn(3, 2)
+    weight = torch.randn(3, 5, *kernel)
+    down, up = ends.split()
+    prefix = "lora_unet_" if down == "lora_down" else "unet."
+    state = {f"{prefix}conv_in.{down}.weight": a.view(2, 5, *[1] * a_ones)}
+    ws.save_checkpoint(
+        state | {f"{prefix}conv_in.{up}.weight": b.view(3, 2, *[1] * b_ones)}, tmp_path / "l.safetensors"
+    )
+    ws.save_checkpoint({"conv_in.weight": weight}, tmp_path / "m.safetensors")
+    out = tmp_path / "out.safetensors"
+    merge_files([f"{tmp_path / 'm.safetensors'}+{tmp_path / 'l.safetensors'}"], out, method="passthrough")
+    torch.testing.assert_close(ws.load_checkpoint(out)["conv_in.weight"], weight + (b @ a).view(weight.shape))
+    merge_adapters([tmp_path / "l.safetensors"], tmp_path / "again.safetensors", method="linear")
+    again = f"{tmp_path / 'm.safetensors'}+{tmp_path / 'again.safetensors'}"
+    merge_files([again], tmp_path / "out2.safetensors", method="passthrough")
+    found = ws.load_checkpoint(tmp_path / "out2.safetensors")["conv_in.weight"]
+    torch.testing.assert_close(found, weight + (b @ a).view(weight.shape))
+
+
+@pytest.mark.parametrize(("a", "b"), [((2, 5, 3, 3), (3, 2)), ((2, 5), (3, 2, 3, 3)), ((2,), (3, 2)), ((2, 5), (3,))])
+def test_other_shapes_of_factors_are_refused(a: tuple[int, ...], b: tuple[int, ...], tmp_path: Path) -> None:
+    state = {"lora_unet_x.lora_down.weight": torch.ones(a), "lora_unet_x.lora_up.weight": torch.ones(b)}
+    ws.save_checkpoint(state, tmp_path / "l.safetensors")
+    with pytest.raises(CheckpointError, match="don't fit each other"):
+        read_adapter(tmp_path / "l.safetensors")

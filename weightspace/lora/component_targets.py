@@ -7,6 +7,7 @@ without components in its names is one component: the only one of the adapter wh
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import NamedTuple
@@ -49,6 +50,9 @@ _OF_PIPELINES = ("vae.", "text_encoder.")
 #: A parameter of OpenCLIP -> the projections that are thirds of its rows.
 _FUSED, _THIRDS = "in_proj_weight", ("q_proj", "k_proj", "v_proj")
 
+#: Modules in the blocks of T5, whose names are unlike those of CLIP.
+_T5 = re.compile(r"encoder_block_\d+_layer_[01]_(SelfAttention|DenseReluDense)_")
+
 
 class _Place(NamedTuple):
     """A tensor that a target may be, or a third of its rows."""
@@ -81,8 +85,8 @@ def located_modules(adapter: Adapter, shapes: Shapes, source: str) -> Adapter:
     Raises:
         CheckpointError: a target is ambiguous, two targets are the same tensor, or the model may be several components.
     """
-    adapter = flux_as_in_model(adapter, shapes)
     index, components = _indexed(shapes)
+    adapter = _with_t5_of_model(flux_as_in_model(adapter, shapes), index)
     found = {target: _candidates(adapter, target, index, components) for target in adapter.targets}
     for target, places in found.items():
         if len(places) > 1:
@@ -114,6 +118,26 @@ def located_modules(adapter: Adapter, shapes: Shapes, source: str) -> Adapter:
             own = _stacked(factors.get(place.name), own, place, shapes)
         factors[place.name] = own
     return replace(adapter, factors=factors, notes=notes)
+
+
+def _with_t5_of_model(adapter: Adapter, index: _Index) -> Adapter:
+    """Return an adapter whose T5 has the number that it has in the model, if both have exactly one such encoder.
+
+    T5 is Flux's second text encoder in diffusers, and the third in kohya's files, as in those of Stable Diffusion 3.
+    """
+    models = {component for component, flat, _ in index if component and _T5.match(flat)}
+    own = {module.component for module in adapter.modules.values() if _T5.match(canonical(module.path))}
+    if len(models) != 1 or len(own) != 1 or models == own:
+        return adapter
+    (number,), (other,) = models, own
+    others = [module for module in adapter.modules.values() if module.component in models | own]
+    if not all(module.component == other and _T5.match(canonical(module.path)) for module in others):
+        return adapter
+    modules = {
+        target: replace(module, component=number) if module.component == other else module
+        for target, module in adapter.modules.items()
+    }
+    return replace(adapter, modules=modules)
 
 
 def _check_third(adapter: Adapter, target: str, own: Factors, place: _Place, shapes: Shapes, source: str) -> None:

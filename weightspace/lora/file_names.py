@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from weightspace.errors import CheckpointError
-from weightspace.lora.formats.diffusers import ORIGINAL, diffusers_prefix, dotted
+from weightspace.lora.formats.diffusers import diffusers_prefix, dotted, original_prefix
 from weightspace.lora.formats.kohya import kohya_prefix
 from weightspace.lora.formats.module import DENOISER, Module, canonical
 
@@ -38,19 +38,19 @@ def diffusers_names(modules: Mapping[str, Module]) -> dict[str, str]:
     """Return target -> the name of its module in diffusers' format, with the component's prefix.
 
     Names with the prefix ``diffusion_model.`` keep it, except those of U-Nets: they may be names of the original code,
-    which diffusers and ComfyUI tell from diffusers' names by this prefix.
+    which diffusers and ComfyUI tell from diffusers' names by this prefix. Those of Wan without a prefix get none.
 
     Raises:
         CheckpointError: a name can't be converted, or the component of a module is unknown.
     """
     names = {}
-    prefixes = {module.prefix for module in modules.values() if module.component == DENOISER}
+    original = original_prefix(module for module in modules.values() if module.component == DENOISER)
     for target, module in modules.items():
         if not module.component:
             raise _no_component(target)
         prefix = diffusers_prefix(module.component, canonical(module.path))
-        if prefix == "transformer." and prefixes == {ORIGINAL}:
-            prefix = ORIGINAL
+        if prefix == "transformer." and original is not None:
+            prefix = original
         names[target] = f"{prefix}{_dotted_path(target, module)}"
     return names
 

@@ -23,18 +23,29 @@ _SINGLE, _FUSED = "single_transformer_blocks", "img_attn.qkv."
 def flux_as_written(adapters: Sequence[Adapter], written: str) -> list[Adapter]:
     """Return adapters of Flux under the names of a format; others as they are.
 
+    Relatives of Flux, such as HunyuanVideo and Chroma, have blocks of the same names beside modules without a
+    counterpart. Adapters whose modules can't all be converted keep their names, if these are of one kind, and of the
+    format to write.
+
     Args:
         adapters: adapters that are merged.
         written: the format to write: the original names for kohya, else those of diffusers.
 
     Raises:
-        CheckpointError: a module of an adapter of Flux has no counterpart.
+        CheckpointError: a module of an adapter has no counterpart, and the names aren't already those of the format.
     """
-    if written == "kohya" and any(map(_is_split, adapters)):
-        return [in_original_names(one) for one in adapters]
-    if not any(map(_is_original, adapters)):
+    is_original = any(map(_is_original, adapters))
+    if not is_original and not (written == "kohya" and any(map(_is_split, adapters))):
         return list(adapters)
-    return [in_original_names(one) if written == "kohya" else in_diffusers_names(one) for one in adapters]
+    convert = in_original_names if written == "kohya" else in_diffusers_names
+    try:
+        return [convert(one) if one.modules else one for one in adapters]
+    except CheckpointError:
+        if is_original and any(map(_has_diffusers_blocks, adapters)):
+            raise
+        if not (is_original and written == "kohya") and any(one.format != written for one in adapters):
+            raise
+        return list(adapters)
 
 
 def flux_as_in_model(adapter: Adapter, shapes: Shapes) -> Adapter:

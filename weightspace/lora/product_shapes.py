@@ -51,7 +51,11 @@ def _require(condition: bool) -> None:
 def _low_rank(shapes: Mapping[str, Shape]) -> tuple[Shape, int]:
     a, b = shapes["A"], shapes["B"]
     rank = a[0]
-    _require(len(a) == len(b) >= 2 and b[1] == rank and set(b[2:]) <= {1})
+    _require(min(len(a), len(b)) >= 2)
+    if "mid" not in shapes and set(a[2:]) <= {1}:  # some files leave out a kernel of 1 in one factor
+        axes = max(len(a), len(b))
+        a, b = (*a, *[1] * (axes - len(a))), (*b, *[1] * (axes - len(b)))
+    _require(len(a) == len(b) and b[1] == rank and set(b[2:]) <= {1})
     if "mid" not in shapes:
         return (b[0], *a[1:]), rank
     mid = shapes["mid"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 
 from weightspace.lora.formats.module import DENOISER, Module
 from weightspace.lora.formats.tensor_names import split_role
@@ -11,16 +12,23 @@ from weightspace.lora.formats.tensor_names import split_role
 WEIGHTS_NAME = "pytorch_lora_weights.safetensors"
 METADATA_KEY = "lora_adapter_metadata"
 
-#: Prefix of a denoiser in ComfyUI's files, with names of the original code if those of diffusers differ.
-ORIGINAL = "diffusion_model."
+#: Prefix of a denoiser in ComfyUI's files, with names of the original code if those of diffusers differ; and the same
+#: as in single files of models.
+ORIGINAL, _ORIGINAL_IN_MODELS = "diffusion_model.", "model.diffusion_model."
 
-_PREFIX = re.compile(r"(?P<part>unet|transformer|diffusion_model|text_encoder(_[23])?)\.(?P<path>.+)")
+_PREFIX = re.compile(r"(?P<part>unet|transformer|(model\.)?diffusion_model|text_encoder(_[23])?)\.(?P<path>.+)")
 
 #: Names of a U-Net's modules, which old files have without a prefix.
-_UNET = re.compile(r"(down_blocks|up_blocks|mid_block|conv_in|conv_out|time_embedding|add_embedding)([._].+|$)")
+_UNET = re.compile(r"(down_blocks|up_blocks|mid_block|conv_in|conv_out|(time|add)_embedding(?![._]\d))([._].+|$)")
 
 #: Names of blocks of diffusers' and Flux's transformers, which some files have without a prefix.
 _TRANSFORMER = re.compile(r"((single_)?transformer_blocks|(double|single)_blocks)\.\d+\..+")
+
+#: Names of Wan's modules in the original code, which some files have without a prefix; its text encoder's differ.
+_WAN = re.compile(
+    r"(vace_)?blocks\.\d+\.((self|cross)_attn\.([qkvo]|[kv]_img|norm_[qk]|norm_k_img)|ffn\.[02]|norm3|(before|after)_proj)"
+    r"|(vace_)?patch_embedding|(text|time)_embedding\.[02]|time_projection\.1|img_emb\.proj\.[0134]|head\.head"
+)
 
 #: Names of attention projections in old files: the role is part of the module's name.
 _OLD = re.compile(r"(?P<front>.+?)(\.processor)?\.to_(?P<which>q|k|v|out)_lora\.(?P<role>(down|up)\.weight)")
@@ -62,7 +70,8 @@ def diffusers_module(name: str) -> tuple[Module, str] | None:
     full, role = split
     match = _PREFIX.fullmatch(full)
     if match is None:
-        prefix = "unet." if _UNET.fullmatch(full) else "transformer." if _TRANSFORMER.fullmatch(full) else None
+        prefixes = ((_UNET, "unet."), (_TRANSFORMER, "transformer."), (_WAN, ""))
+        prefix = next((prefix for pattern, prefix in prefixes if pattern.fullmatch(full)), None)
         return None if prefix is None else (Module(DENOISER, full, prefix), role)
     part, path = match["part"], match["path"]
     denoiser = not part.startswith("text_encoder")
@@ -103,3 +112,15 @@ def diffusers_prefix(component: str, flat: str) -> str:
     if component != DENOISER:
         return f"{component}."
     return "unet." if _UNET.fullmatch(flat) else "transformer."
+
+
+def original_prefix(modules: Iterable[Module]) -> str | None:
+    """Return the prefix of a denoiser whose modules all have names of the original code; None if some don't.
+
+    Args:
+        modules: the denoiser's, not a U-Net's. If their prefixes differ, it is that of ComfyUI's files.
+    """
+    prefixes = {module.prefix if module.prefix or _WAN.fullmatch(module.path) else None for module in modules}
+    if not prefixes <= {ORIGINAL, _ORIGINAL_IN_MODELS, ""}:
+        return None
+    return prefixes.pop() if len(prefixes) == 1 else ORIGINAL
