@@ -240,10 +240,10 @@ def _show(
     if opts["dry_run"]:
         for name, value in plan_rows(report).items():
             echo(f"{name:8} {value}")
-    if len(steps) == 1:
-        echo(f"1 checkpoint, step {steps[0]}: there is nothing to average it with")
-    else:
+    if len(steps) > 1:
         echo(f"{len(steps)} checkpoints, from step {steps[0]} to {steps[-1]}, weights {_listed(weights)}")
+    elif windows is None or not opts["best"]:
+        echo(f"1 checkpoint, step {steps[0]}: there is nothing to average it with")
     echo_files(files)
 
 
@@ -255,7 +255,11 @@ def _print_windows(windows: WindowScores) -> None:
     ]
     named = [name if name == windows.objective else f"{name} {windows.objective}" for name in windows.scores]
     print_table(("checkpoints", "from step", *named), rows)
-    echo(f"best: the last {windows.best}")
+    first = windows.first_steps[windows.best - 1]
+    if windows.best == 1:
+        echo(f"best: the last checkpoint alone (step {first})")
+    else:
+        echo(f"best: the last {windows.best} checkpoints (from step {first})")
 
 
 def _listed(weights: Sequence[float]) -> str:

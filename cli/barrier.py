@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 @click.argument("others", nargs=-1, metavar="[C]...")
 @options.task()
 @options.network
-@options.matching("Match the others to A first, and show both.")
+@options.matching("Match the others to A first, and show the path as it is (naive) and after matching.")
 @click.option(
     "--points",
     type=click.IntRange(min=3),
@@ -69,7 +69,11 @@ if TYPE_CHECKING:
 @options.execution("Positions (of two networks) or pairs (of several) to score")
 @options.seed("Seed of the matching.")
 @options.output(
-    "Picture (.png, .svg, .pdf) or table (.csv, .json); may be repeated.", required=False, kind="file", several=True
+    "Picture (.png, .svg, .pdf) or table (.csv, .json); may be repeated. With --matching METHOD, a table is two files: "
+    "-o m.csv writes m-naive.csv and m-METHOD.csv.",
+    required=False,
+    kind="file",
+    several=True,
 )
 @options.as_json
 def command(

@@ -40,7 +40,7 @@ def command(output: str, as_json: bool) -> None:
     rows = (
         ("", "naive", "matched"),
         (
-            f"barrier of the test loss (nats, {report.points} points)",
+            f"barrier of the test loss (nats, {report.points} positions)",
             f"{report.naive_barrier:.3f}",
             f"{report.matched_barrier:.3f}",
         ),

@@ -9,7 +9,15 @@ from weightspace.cli.labels_predict import evaluate, predict
 from weightspace.cli.labels_sets import sets
 
 
-@click.group("labels")
+class _Subcommands(click.Group):
+    """Subcommands, each with its whole first sentence in the help."""
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, below.get_short_help_str(limit=1000)) for name, below in self.commands.items()])
+
+
+@click.group("labels", cls=_Subcommands)
 def command() -> None:
     """Decode probabilities with a metric on the labels: the Fréchet mean instead of argmax.
 

@@ -15,7 +15,7 @@ from weightspace.cli.progress import progress
 
 if TYPE_CHECKING:
     from weightspace.checkpoints import StateDict
-    from weightspace.connectivity import BarrierMatrix
+    from weightspace.connectivity import BarrierMatrix, Curve
     from weightspace.tasks import Task
 
 PICTURES = (".png", ".svg", ".pdf")
@@ -29,6 +29,10 @@ class Models:
     task: Task
     names: tuple[str, ...]
     states: Mapping[str, Sequence[StateDict]]
+
+    def prefix(self, label: str) -> str:
+        """Return the words that a label puts before a measurement: none if there is nothing to tell apart."""
+        return f"{label} " if len(self.states) > 1 else ""
 
 
 @dataclass(frozen=True)
@@ -76,11 +80,11 @@ def curves(
     """Measure the path between two networks."""
     from weightspace import barrier, loss_curve, taylor_barrier
     from weightspace.connectivity import midpoint_temperature
-    from weightspace.plots import draw_curves
 
     results, figures, lines = {}, {}, []
     for label, (a, b) in models.states.items():
-        with progress(f"{label} curve") as update:
+        prefix = models.prefix(label)
+        with progress(f"{prefix}curve") as update:
             curve = loss_curve(
                 models.task,
                 a,
@@ -92,24 +96,23 @@ def curves(
                 **place,
             )
         rise = barrier(curve, baseline=baseline)
-        fall = curve.accuracy and barrier(curve, baseline=baseline, score="accuracy")
+        fall = None if curve.accuracy is None else barrier(curve, baseline=baseline, score="accuracy")
         results[label] = curve
         figures[label] = {**asdict(curve), "barrier": rise, "accuracy_barrier": fall, "points": points}
-        of_accuracy = "" if fall is None else f", {fall:.2%} of accuracy"
-        lines.append(f"{label}: barrier {rise:.4f} nats{of_accuracy} ({points} points)")
+        lines.append(f"{prefix}barrier: {in_words(rise, fall, points)}")
         if taylor:
             estimate = taylor_barrier(models.task, a, b, split=split)
             figures[label]["taylor"] = estimate
             off = f", {abs(estimate / rise - 1):.0%} off" if rise > 0 else ""
-            lines.append(f"{label}: Taylor estimate {estimate:.4f} nats{off}")
+            lines.append(f"{prefix}Taylor estimate: {estimate:.4f} nats{off}")
         if temperature:
             fitted = midpoint_temperature(models.task, a, b, statistics=statistics, split=split)
             figures[label]["temperature"] = asdict(fitted)
             lines.append(
-                f"{label}: loss at the midpoint {fitted.loss:.4f}, {fitted.tempered_loss:.4f} at temperature "
+                f"{prefix}loss at the midpoint: {fitted.loss:.4f}, {fitted.tempered_loss:.4f} at temperature "
                 f"{fitted.value:.3f}"
             )
-    return Report("curves", results, figures, lines, draw_curves)
+    return Report("curves", results, figures, lines, _draw_curves)
 
 
 def matrices(
@@ -121,7 +124,7 @@ def matrices(
 
     results = {}
     for label, states in models.states.items():
-        with progress(f"{label} barriers") as update:
+        with progress(f"{models.prefix(label)}barriers") as update:
             results[label] = barrier_matrix(
                 models.task,
                 states,
@@ -134,7 +137,7 @@ def matrices(
                 **place,
             )
     figures = {label: asdict(matrix) for label, matrix in results.items()}
-    lines = [line for label, matrix in results.items() for line in _table(label, matrix)]
+    lines = [line for label, matrix in results.items() for line in _table(models.prefix(label), matrix)]
     return Report("matrices", results, figures, lines, draw_matrices)
 
 
@@ -145,7 +148,7 @@ def planes(models: Models, *, resolution: int, statistics: Any, split: Any) -> R
 
     results, lines = {}, []
     for label, states in models.states.items():
-        with progress(f"{label} plane") as update:
+        with progress(f"{models.prefix(label)}plane") as update:
             plane = loss_plane(
                 models.task,
                 *states,
@@ -158,20 +161,35 @@ def planes(models: Models, *, resolution: int, statistics: Any, split: Any) -> R
         results[label] = plane
         losses = [loss for row in plane.loss for loss in row]
         of_models = ", ".join(f"{name} {loss:.4f}" for name, loss in zip(plane.models, plane.model_loss, strict=True))
-        lines.append(f"{label}: loss of {of_models}; {min(losses):.4f} to {max(losses):.4f} nats on the plane")
+        prefix = models.prefix(label)
+        lines.append(f"{prefix}loss of {of_models}; {min(losses):.4f} to {max(losses):.4f} nats on the plane")
     figures = {label: asdict(plane) for label, plane in results.items()}
     return Report("planes", results, figures, lines, draw_planes)
 
 
-def _table(label: str, matrix: BarrierMatrix) -> list[str]:
+def in_words(rise: float, fall: float | None, points: int) -> str:
+    """Return a barrier of the loss in nats, and of any accuracy, measured at a number of positions."""
+    of_accuracy = "" if fall is None else f", {100 * fall:.2f} percentage points of accuracy"
+    return f"{rise:.4f} nats of loss{of_accuracy} ({points} positions)"
+
+
+def _draw_curves(curves: Mapping[str, Curve], path: Path) -> object:
+    """Draw curves; a single one is that of the linear path."""
+    from weightspace.plots import draw_curves
+
+    return draw_curves({"linear path": next(iter(curves.values()))} if len(curves) == 1 else curves, path)
+
+
+def _table(prefix: str, matrix: BarrierMatrix) -> list[str]:
     """Return the lines of a table: loss barriers above the diagonal, accuracy barriers below."""
     falls = matrix.accuracy_barrier
     width = max(9, *(len(name) + 2 for name in matrix.models))
-    below = "" if falls is None else ", of the accuracy below the diagonal"
-    lines = [f"{label}: barriers of the loss (nats, {matrix.points} points){below}"]
+    heading = "" if falls is None else "; below the diagonal, of the accuracy (percentage points)"
+    lines = [f"{prefix}barriers of the loss (nats, {matrix.points} positions){heading}"]
     lines.append(" " * width + "".join(f"{name:>{width}s}" for name in matrix.models))
     for i, name in enumerate(matrix.models):
         cells = [f"{value:.4f}" for value in matrix.barrier[i]]
-        cells[: i + 1] = ["" if falls is None else f"{value:.2%}" for value in (falls or matrix.barrier)[i][:i]] + ["·"]
+        below = [""] * i if falls is None else [f"{100 * value:.2f}" for value in falls[i][:i]]
+        cells[: i + 1] = [*below, "·"]
         lines.append(f"{name:{width}s}" + "".join(f"{cell:>{width}s}" for cell in cells))
     return lines

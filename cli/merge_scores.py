@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from weightspace.cli import loss_paths
 from weightspace.cli.printing import echo, print_table, warn
 from weightspace.cli.progress import progress
 
@@ -170,8 +171,7 @@ def _states(plan: Plan) -> Iterator[tuple[str, StateDict]]:
 
 
 def _said(left: Mapping[str, float | None]) -> str:
-    fall = left["accuracy"]
-    return f"{left['loss']:.4f} nats{'' if fall is None else f', {fall:.2%} of accuracy'} ({left['points']} points)"
+    return loss_paths.in_words(left["loss"], left["accuracy"], _POINTS)  # pyright: ignore[reportArgumentType]
 
 
 def _is_small(left: Mapping[str, float | None]) -> bool:

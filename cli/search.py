@@ -54,7 +54,9 @@ _SAVED = (".json", ".yml", ".yaml")
 @click.option(
     "--references/--no-references",
     default=True,
-    help="Also score the single models, their mean, task arithmetic with ten scaling factors, and TIES.",
+    show_default=True,
+    help="Also score the single models, their mean, task arithmetic with ten scaling factors, and TIES: 15 more "
+    "evaluations for two models and a base.",
 )
 @click.option(
     "--memory",

@@ -1,6 +1,7 @@
 """``weightspace barrier``: two networks, many, and the plane through three."""
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -54,12 +55,13 @@ MATCHED = ("--matching", "weight-matching")
 @pytest.mark.usefixtures("models")
 def test_the_matrix_is_printed_as_a_table() -> None:
     lines = run("a.pt", "b.pt", "c.pt", *TASK, "--points", "3").stdout.splitlines()
-    assert lines[0] == "linear: barriers of the loss (nats, 3 points), of the accuracy below the diagonal"
+    below = "below the diagonal, of the accuracy (percentage points)"
+    assert lines[0] == f"barriers of the loss (nats, 3 positions); {below}"
     assert lines[1].split() == ["a", "b", "c"]
     a, b, c = (ws.load_checkpoint(f"{name}.pt") for name in "abc")
     curve = ws.loss_curve(ws.load_task("digits-mlp"), a, b, 3)
     assert lines[2].split()[:3] == ["a", "·", f"{ws.barrier(curve):.4f}"]
-    assert lines[3].split()[:3] == ["b", f"{ws.barrier(curve, score='accuracy'):.2%}", "·"]
+    assert lines[3].split()[:3] == ["b", f"{100 * ws.barrier(curve, score='accuracy'):.2f}", "·"]
     assert c.keys() == a.keys()
 
 
@@ -70,13 +72,20 @@ def test_the_plane_through_three_networks_is_scored_saved_and_drawn() -> None:
     assert [len(row) for row in plane["loss"]] == [3, 3, 3]
     assert Plane.load("p.json").loss == tuple(map(tuple, plane["loss"]))
     assert "test loss (nats)" in Path("p.svg").read_text()
+    assert run("a.pt", "b.pt", *TASK, "--points", "3", "-o", "c.svg").exit_code == 0
+    assert "linear path: barrier" in Path("c.svg").read_text()
     assert "nats on the plane" in run("a.pt", "b.pt", "c.pt", *TASK, *options).stdout
 
 
 @pytest.mark.usefixtures("models")
 def test_a_barrier_says_at_how_many_points_it_was_measured() -> None:
     arguments = ("a.pt", "b.pt", *TASK, "--points", "3")
-    assert run(*arguments).stdout.splitlines()[0].endswith(" (3 points)")
+    (line,) = run(*arguments).stdout.splitlines()
+    unit = r"[\d.]+ nats of loss, [\d.]+ percentage points of accuracy \(3 positions\)"
+    assert re.fullmatch(rf"barrier: {unit}", line)
+    naive, matched = run(*arguments, *MATCHED).stdout.splitlines()
+    assert naive == f"naive {line}"
+    assert re.fullmatch(rf"weight-matching barrier: {unit}", matched)
     assert json.loads(run(*arguments, "--json").stdout)["curves"]["linear"]["points"] == 3
 
 
@@ -89,7 +98,7 @@ def test_taylor_and_temperature_are_shown_with_the_barrier() -> None:
     assert found["temperature"]["loss"] == found["loss"][1]
     assert found["temperature"]["tempered_loss"] < found["loss"][1]
     text = run(*arguments).stdout
-    assert "linear: Taylor estimate" in text
+    assert "\nTaylor estimate: " in text
     assert "at temperature" in text
 
 

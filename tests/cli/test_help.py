@@ -62,6 +62,18 @@ def test_options_are_grouped_once_each_without_bounds_of_machine_words(name: str
     assert not re.search(r"\d{10}", text)
 
 
+@pytest.mark.parametrize("group", ["", "labels "])
+def test_the_summaries_of_commands_are_whole_sentences(group: str) -> None:
+    text = run(f"{group}--help").output
+    assert "..." not in text.replace("[ARGS]...", "")
+    assert text.rstrip().endswith(".")
+
+
+def test_a_table_beside_matching_is_named_in_the_help() -> None:
+    text = "".join(run("barrier --help").output.split())
+    assert "m-naive.csvandm-METHOD.csv" in text
+
+
 def test_merge_has_its_methods_parameters_apart() -> None:
     text = run("merge --help").output
     titles = re.findall(r"^([A-Z][\w ]+):$", text, flags=re.MULTILINE)

@@ -49,7 +49,7 @@ def test_they_are_printed_and_a_small_barrier_is_no_warning() -> None:
     assert head.split() == ["network", "test", "loss", "test", "accuracy"]
     assert [row.split()[0] for row in rows] == ["a.pt", "b.pt", "merged"]
     assert left.startswith("remaining barrier between a.pt and b.pt: 0.0")
-    assert left.endswith(" of accuracy (5 points)")
+    assert left.endswith(" percentage points of accuracy (5 positions)")
     assert written == "m.pt"
     assert "Warning" not in result.stderr
 

@@ -141,7 +141,7 @@ def test_the_picture_says_what_is_drawn(run: Path) -> None:
     windows = score_windows(find_checkpoints(run), lambda path: float(len(path.name)))
     draw_windows(windows, "w.svg")
     text = Path("w.svg").read_text()
-    for words in ("checkpoints averaged, back from step 40", "score", "best: last 1", "uniform weights"):
+    for words in ("checkpoints averaged, back from step 40", "score", "best: the last alone", "uniform weights"):
         assert words in text
 
 
@@ -183,6 +183,23 @@ def test_a_dry_run_scores_and_writes_nothing() -> None:
     assert result.exit_code == 0, result.output
     assert "2 checkpoints, from step 30 to 40, weights 0.5 each" in result.stdout
     assert not Path("out.safetensors").exists()
+
+
+@pytest.mark.parametrize(
+    ("score", "line"),
+    [
+        ("0", "best: the last checkpoint alone (step 40)"),
+        ("len(sys.argv[1])", "best: the last 2 checkpoints (from step 30)"),
+    ],
+)
+@pytest.mark.usefixtures("run")
+def test_the_best_number_of_checkpoints_is_said_once(score: str, line: str) -> None:
+    Path("score.py").write_text(f"import sys; print('score', {score} if '4.' not in sys.argv[1] else -1)")
+    words = ["run", "--last", "2", "--best", "--mode", "max", "-o", "out.safetensors"]
+    result = CliRunner().invoke(cli.main, ["average", *words, "--score", "python score.py {model}"])
+    assert result.exit_code == 0, result.output
+    assert line in result.stdout
+    assert "nothing to average" not in result.stdout
 
 
 def test_averaged_running_statistics_and_single_checkpoints_are_named(tmp_path: Path) -> None:

@@ -1,6 +1,8 @@
 """Searches find a planted optimum, repeat from the cache, and tell how large a gain is."""
 
 import json
+import re
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +17,7 @@ from weightspace.merging import ReadingOptions
 from weightspace.plots import draw_search
 from weightspace.progress import Progress
 from weightspace.searching import SearchOptions, SearchReport
-from weightspace.searching.noise import gain_over
+from weightspace.searching.noise import Gain, gain_over
 from weightspace.searching.report import SearchTrial
 from weightspace.soups.evaluation import Place
 from weightspace.soups.measures import TaskMeasure
@@ -177,6 +179,26 @@ def test_simple_merges_are_compared_on_test_data(compared: SearchReport, tmp_pat
     with pytest.raises(WeightspaceError, match=r"found 'search\.csv'"):
         compared.save(tmp_path / "search.csv")
     draw_search(compared, tmp_path / "search.png")
+
+
+@pytest.mark.parametrize(
+    ("gain", "line"),
+    [
+        (
+            Gain(-0.003333, -0.01, 0.002),
+            "No gain over 'best single model' on the validation data: -0.0033 (95 % interval -0.0100 to +0.0020)",
+        ),
+        (Gain(0.001, -0.01, 0.012), "The gain over 'best single model' on the validation data is within its noise: "),
+    ],
+)
+def test_no_gain_is_said_so(
+    gain: Gain, line: str, digits: ClassificationTask, trained: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys.modules["weightspace.searching.search"], "gain_over", lambda *_, **__: gain)
+    with pytest.warns(WeightspaceWarning, match="over '") as caught:
+        ws.search(digits_recipe(trained), digits, options=SearchOptions(trials=1))
+    (message,) = (str(one.message) for one in caught)
+    assert re.sub("over '[^']*'", "over 'best single model'", message).startswith(line)
 
 
 def test_scores_on_a_part_of_the_data_are_drawn_where_they_are(tmp_path: Path) -> None:

@@ -71,7 +71,7 @@ class DecisionReport:
             return f"Keep argmax: the Fréchet mean is no nearer to the truth, {found}. A fitted temperature may help."
         gain = f"The Fréchet mean is nearer to the truth, {found}"
         lost = self.argmax.accuracy - self.frechet.accuracy
-        price = f", at {100 * lost:.1f} points of accuracy" if lost > 0 else ""
+        price = f", at {100 * lost:.1f} percentage points of accuracy" if lost > 0 else ""
         if self.constant.squared_distance <= self.frechet.squared_distance:
             return (
                 f"{gain}{price}; but the constant {self.constant_label!r} is as near "

@@ -32,9 +32,8 @@ def _figure(windows: WindowScores, title: str | None) -> Figure:
         line.set_dashes(DASHES[index] or (None, None))
         if index == 0:
             best = windows.best
-            axes.plot(
-                best, values[best - 1], "*", color=COLOURS[0], markersize=12, label=f"best: last {best}", zorder=3
-            )
+            named = "best: the last alone" if best == 1 else f"best: the last {best}"
+            axes.plot(best, values[best - 1], "*", color=COLOURS[0], markersize=12, label=named, zorder=3)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_xlabel(f"checkpoints averaged, back from step {windows.last_step:,}")
     axes.set_ylabel(windows.objective)

@@ -174,10 +174,11 @@ class _Search:
         if len(self.evaluators) > 1:
             compared = self._dominating(front, rows)
         if gain is not None and gain.is_noise:
-            kind = "is within its noise" if gain.value > 0 else "is none"
+            rival = f"over {compared!r} on the validation data"
+            found = f"The gain {rival} is within its noise" if gain.value > 0 else f"No gain {rival}"
             warn_caller(
-                f"The gain over {compared!r} on the validation data, {gain.value:+.4g}, {kind}: 95 % interval "
-                f"{gain.low:+.4g} to {gain.high:+.4g}. Prefer the simpler merge, or use more data or trials."
+                f"{found}: {gain.value:+.4f} (95 % interval {gain.low:+.4f} to {gain.high:+.4f}). Prefer the simpler "
+                "merge, or use more data or trials."
             )
         return SearchReport(
             engine=self.engine,
