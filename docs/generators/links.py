@@ -1,6 +1,7 @@
 """Links of the hand-written pages: to files of the repository, where readers of the source follow them.
 
-On the site, a link that leaves ``docs/pages`` leads to the page that is generated from the file.
+On the site, a link that leaves ``docs/pages`` leads to the page that is generated from the file, and a picture is a
+link to itself in its full size, which phones need.
 """
 
 from __future__ import annotations
@@ -13,6 +14,9 @@ _PAGES = "docs/pages"
 
 #: A relative link or picture: its start, path and anchor.
 _LINK = re.compile(r"(\]\()(\.\./[^)#\s]+)(#[^)\s]*)?(?=\))")
+
+#: A picture that is a paragraph: its Markdown and its path.
+_PICTURE = re.compile(r"^(!\[[^\]]*\]\(([^)\s]+)\))$", re.MULTILINE)
 
 #: Pattern of a file in the repository -> the page or picture that the site has in its place, the first that matches.
 _ON_THE_SITE = (
@@ -34,6 +38,8 @@ _ON_THE_SITE = (
 def on_the_site(text: str, page: str) -> str:
     """Return the Markdown of a page with its links to files of the repository replaced by those to pages of the site.
 
+    Pictures that stand on a line of their own become links to themselves.
+
     Args:
         text: the Markdown.
         page: path of the page below ``docs/pages``.
@@ -49,7 +55,7 @@ def on_the_site(text: str, page: str) -> str:
             return link[0]
         return link[1] + posixpath.relpath(_page_of(path, page), folder or ".") + (link[3] or "")
 
-    return _LINK.sub(replaced, text)
+    return _PICTURE.sub(r"[\1](\2)", _LINK.sub(replaced, text))
 
 
 def _page_of(path: str, page: str) -> str:

@@ -226,14 +226,18 @@ def _overview() -> str:
         core and resumable. $x_i$ are the models, $w_i$ their weights, $b$ is the base model and $\\delta_i = x_i - b$
         the task vector of model $i$.
 
+        - *base*: whether the method takes a `base_model`: `required`, `optional` or `none`; `end`: the base is the
+          endpoint at $t = 0$, for which the first of two models stands if there is none.
+        - *needs*: `whole matrices`: a merge holds a few copies of the largest matrix in memory; `statistics`: of data,
+          one file for each model; `not scale-free`: multiplying all models by a number does not simply multiply the
+          result by it.
+
         | method | computes | base | needs | source |
         |---|---|---|---|---|
         {rows}
 
-        If whole matrices are needed, a merge holds a few copies of the largest; for all other methods
-        [256 MB suffice](../how-to/large-models.md) for any model.
-        [Statistics](../how-to/statistics.md) are collected by `weightspace evidence`. Methods that are not scale-free
-        depend on the scale of the weights by definition.
+        For methods that don't need whole matrices, [256 MB suffice](../how-to/large-models.md) for any model.
+        [Statistics](../how-to/statistics.md) are collected by `weightspace evidence`.
 
         Your own method is a Python function: [Write a merge method](../how-to/merge-method.md).
         """

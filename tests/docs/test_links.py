@@ -51,6 +51,11 @@ def test_a_link_to_a_source_file_leads_to_its_page_on_the_site(link: str, expect
     assert links.on_the_site(f"See [this]({link}).", "how-to/page.md") == f"See [this]({expected})."
 
 
+def test_a_picture_is_a_link_to_its_full_size_on_the_site() -> None:
+    shown = "[![Two curves](../pictures/demo.png)](../pictures/demo.png)"
+    assert links.on_the_site("![Two curves](../../demo.png)\n", "tutorials/page.md") == f"{shown}\n"
+
+
 def test_a_link_to_a_file_without_a_page_is_an_error() -> None:
     with pytest.raises(ValueError, match=r"how-to/page\.md links to setup\.cfg"):
         links.on_the_site("[this](../../../setup.cfg)", "how-to/page.md")
