@@ -186,7 +186,7 @@ def test_simple_merges_are_compared_on_test_data(compared: SearchReport, tmp_pat
     [
         (
             Gain(-0.003333, -0.01, 0.002),
-            "No gain over 'best single model' on the validation data: -0.0033 (95 % interval -0.0100 to +0.0020)",
+            "No gain over 'best single model' on the validation data: -0.00333 (95 % interval -0.01 to +0.002)",
         ),
         (Gain(0.001, -0.01, 0.012), "The gain over 'best single model' on the validation data is within its noise: "),
     ],

@@ -177,7 +177,7 @@ class _Search:
             rival = f"over {compared!r} on the validation data"
             found = f"The gain {rival} is within its noise" if gain.value > 0 else f"No gain {rival}"
             warn_caller(
-                f"{found}: {gain.value:+.4f} (95 % interval {gain.low:+.4f} to {gain.high:+.4f}). Prefer the simpler "
+                f"{found}: {gain.value:+.3g} (95 % interval {gain.low:+.3g} to {gain.high:+.3g}). Prefer the simpler "
                 "merge, or use more data or trials."
             )
         return SearchReport(
