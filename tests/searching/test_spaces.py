@@ -18,7 +18,7 @@ RECIPE: dict[str, Any] = {
 
 
 def space_of(value: Any) -> tuple[Dimension, ...]:
-    return read_space([{**RECIPE, "parameters": {"density": value}}], "r.yml").dimensions
+    return read_space([{**RECIPE, "parameters": {"lambda": value}}], "r.yml").dimensions
 
 
 def test_ranges_and_lists_are_found_at_any_depth_and_replaced() -> None:
@@ -86,13 +86,13 @@ def test_numbers_that_yaml_reads_as_text_are_numbers() -> None:
         ({"search": [False, True]}, "expected two finite numbers"),
         ({"search": [0, 1], "log": True}, "expected low > 0, found 0"),
         ({"search": [0.5, 3], "integer": True}, "expected integer bounds"),
-        ({"search": [0, 1], "log": "yes"}, "log of parameters.density is 'yes'"),
+        ({"search": [0, 1], "log": "yes"}, "log of parameters.lambda is 'yes'"),
         ({"search": [0, 1], "step": 0.1}, "unknown key 'step'"),
         ({"search": [0, 1], "choices": [1]}, "both search and choices"),
-        ({"search": [0, 1], "name": 3}, "the name of parameters.density is 3"),
+        ({"search": [0, 1], "name": 3}, "the name of parameters.lambda is 3"),
         ({"choices": []}, "expected a list of values"),
         ({"choices": "ties"}, "expected a list of values"),
-        ({"choices": [{"search": [0, 1]}, 2]}, "a choice of parameters.density is itself a range"),
+        ({"choices": [{"search": [0, 1]}, 2]}, "a choice of parameters.lambda is itself a range"),
         ({"choices": [[{"filter": "w", "value": {"choices": [1]}}], 2]}, "is itself a range or a list of choices"),
         ({"choices": [1, 2], "log": True}, "log and integer are for ranges"),
         (0.5, "has nothing to search"),
@@ -172,3 +172,38 @@ def test_a_grid_of_many_trials_is_made_at_once() -> None:
     dimensions = [Dimension("a", 0, 3, integer=True), Dimension("b", choices=("x", "y"))]
     engine = make_engine("grid", dimensions, trials=100_000, objectives=1, seed=0)
     assert len(engine.ask(100_000)) == 8
+
+
+@pytest.mark.parametrize(
+    ("method", "parameters", "message"),
+    [
+        ("ties", {"density": {"search": [0.1, 2]}}, "parameters.density is searched outside .* from 0 to 1; found 2"),
+        ("ties", {"density": {"choices": [0.5, 1.5]}}, "must be a finite number from 0 to 1; found 1.5"),
+        ("ties", {"density": [{"filter": "mlp", "value": {"search": [-1, 1]}}]}, "found -1"),
+        ("ties", {"density": {"choices": [[0, 0.5], [0.5, 3]]}}, "found 3"),
+        ("dare_linear", {"rescale": {"choices": ["true", "tru"]}}, "Did you mean 'true'"),
+        ("fisher", {"weight": {"search": [-1, 1]}}, "takes non-negative weights; found -1"),
+        ("karcher", {"max_iter": {"search": [0.5, 3]}}, "must be an integer from 1 to 10000; found 0.5"),
+        ({"choices": ["ties", "dare_ties"]}, {"density": {"search": [0, 2]}}, "from 0 to 1; found 2"),
+    ],
+)
+def test_values_outside_the_bounds_of_a_parameter_are_refused_before_the_first_trial(
+    method: Any, parameters: Any, message: str
+) -> None:
+    with pytest.raises(WeightspaceError, match=rf"r\.yml: .*{message}"):
+        read_space([{**RECIPE, "merge_method": method, "parameters": parameters}], "r.yml")
+
+
+@pytest.mark.parametrize(
+    ("method", "parameters"),
+    [
+        ("ties", {"density": {"search": [0, 1]}, "lambda": {"search": [-2, 2]}}),
+        ("ties", {"density": {"choices": ["1e-1", 0.5]}, "normalize": {"choices": [True, "no"]}}),
+        ("ties", {"density": [{"filter": {"choices": ["a", "b"]}, "value": 0.5}]}),
+        ("linear", {"weight": {"search": [-1, 1]}}),
+        ({"choices": ["ties", "linear"]}, {"weight": {"search": [-1, 1]}}),
+        ({"choices": ["unknown"]}, {"density": {"search": [0, 2]}}),
+    ],
+)
+def test_values_that_a_method_permits_are_searched(method: Any, parameters: Any) -> None:
+    assert read_space([{**RECIPE, "merge_method": method, "parameters": parameters}], "r.yml").dimensions

@@ -17,6 +17,7 @@ from typing import Any, TypeAlias
 import yaml
 
 from weightspace.errors import WeightspaceError
+from weightspace.searching.bounds import check_bounds
 from weightspace.searching.idle import drop_idle
 
 #: Position of a value in parsed YAML: keys and indices from the top.
@@ -138,6 +139,8 @@ def read_space(documents: Sequence[Any], where: str, further: Any = None, furthe
         for place, node in _nodes(document, ()):
             title = _title(place) if len(documents) == 1 else f"[{index}].{_title(place)}"
             dimension = _dimension(node, title, where)
+            values = dimension.choices or (dimension.low, dimension.high)
+            check_bounds(document, place, values, f"{where}: {title}")
             if dimensions.setdefault(dimension.name, dimension) != dimension:
                 raise WeightspaceError(
                     f"{where}: {title} and another place share the name {dimension.name!r}, but not the range. Give "

@@ -344,3 +344,14 @@ def test_a_tokenizer_without_a_list_of_added_tokens_gets_one(tmp_path: Path) -> 
     extended = extended_tokenizer(tmp_path, NewTokens({}, (added_entry("<pad>", 0),)))
     assert json.loads(extended.text)["added_tokens"] == [added_entry("<pad>", 0)]
     assert list(extended.added) == ["0"]
+
+
+@pytest.mark.parametrize("keys", ["tokenizer_source: union", "tokenizer_source: base", "tokenizer: {source: union}"])
+def test_a_tokenizer_without_effect_is_warned_of(keys: str, tmp_path: Path) -> None:
+    for name in "ab":
+        ws.save_checkpoint({"w": torch.ones(2, 2)}, tmp_path / name)
+    path, told = recipe(tmp_path, "linear", [tmp_path / "a", tmp_path / "b"], keys, base=tmp_path / "a"), []
+    merge_files(path, tmp_path / "out", warn=told.append)
+    assert any("has no effect: none of the models has a tokenizer" in line for line in told)
+    with pytest.raises(WeightspaceError, match=r"has no effect: .* Leave it out"):
+        merge_files(path, tmp_path / "out", strict=True)

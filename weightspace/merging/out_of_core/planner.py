@@ -100,7 +100,7 @@ def make_plan(
     check_plain(members)
     donor = _donor(recipe, members)
     check_components(recipe, members, donor, lenient=listeners.warn is not None)
-    source = _tokenizer_source(recipe, members, donor, options, note)
+    source = _tokenizer_source(recipe, members, donor, options, note, ignored)
     vocabulary = None if source is None else source.vocabulary
     members = members if vocabulary is None else with_moved_rows(members, vocabulary)
     named = _outputs(recipe, row, members, listeners.warn, partial=ignored is not None)
@@ -168,10 +168,15 @@ def _outputs(recipe: Recipe, row: Method, members: Sequence[Member], warn: Warn 
 
 
 def _tokenizer_source(
-    recipe: Recipe, members: Sequence[Member], donor: Path | None, options: PlanOptions, note: Warn
+    recipe: Recipe,
+    members: Sequence[Member],
+    donor: Path | None,
+    options: PlanOptions,
+    note: Warn,
+    ignored: Warn | None,
 ) -> TokenizerSource | None:
     """Return the source of the output's tokenizer and how rows are reordered; None if the recipe names none."""
-    source = plan_vocabulary(recipe, members, donor, options.reading, note)
+    source = plan_vocabulary(recipe, members, donor, options.reading, note, ignored)
     if source is None or source.vocabulary is None or options.further_rows is None:
         return source
     return replace(source, vocabulary=options.further_rows(source.vocabulary, members))

@@ -71,7 +71,12 @@ class _Model:
 
 
 def plan_vocabulary(
-    recipe: Recipe, members: Sequence[Member], donor: Path | None, reading: ReadingOptions, notice: Notice
+    recipe: Recipe,
+    members: Sequence[Member],
+    donor: Path | None,
+    reading: ReadingOptions,
+    notice: Notice,
+    ignored: Notice | None,
 ) -> TokenizerSource | None:
     """Return the source of the output's tokenizer and the rows of its tokens; None if the recipe names no tokenizer.
 
@@ -81,6 +86,7 @@ def plan_vocabulary(
         donor: the folder that the configuration is copied from.
         reading: how sources are read.
         notice: called with a one-line message for each assumption.
+        ignored: called with a line if there is no tokenizer at all; None: that is an error.
 
     Raises:
         CheckpointError: the source is not a folder, a tokenizer file is damaged, or it is ambiguous which tensors have
@@ -106,6 +112,10 @@ def plan_vocabulary(
     if not any(map(has_tokenizer, {folder, *folders})):
         if recipe.tokenizer.tokens:
             raise WeightspaceError("The recipe names tokens, but none of its models has a tokenizer.")
+        line = f"tokenizer_source {source!r} has no effect: none of the models has a tokenizer."
+        if ignored is None:
+            raise WeightspaceError(f"{line} Leave it out.")
+        ignored(line)
         return TokenizerSource(folder, None)
     if _is_shared_unreadable(folder, folders) and not (recipe.tokenizer.tokens or recipe.tokenizer.multiple):
         notice(f"All models share the tokenizer of {folder.name}: it is copied and embedding rows keep their order.")
