@@ -26,7 +26,7 @@ from weightspace.cli.merge_reading import reading_of, reading_options
 from weightspace.cli.merge_report import interrupted_line, plan_rows, size_of
 from weightspace.cli.merge_schema import schema_option
 from weightspace.cli.merge_scores import Scores
-from weightspace.cli.merge_verification import check_verifiable, verification_line, verified
+from weightspace.cli.merge_verification import check_configured, check_verifiable, verification_line, verified
 from weightspace.cli.printing import echo, warn
 from weightspace.cli.progress import byte_progress
 from weightspace.cli.reports import echo_files, echo_report, files_of, note_flat
@@ -225,6 +225,7 @@ def _check_effects(
     check_least_squares(sources, reproduce, opts)
     if opts["verify"]:
         check_verifiable(output or "", dry_run=opts["dry_run"])
+        check_configured(sources, opts["base"])
     if opts["lenient"] and opts["strict"]:
         raise WeightspaceError("--lenient and --strict contradict each other. Give one of the two.")
 
@@ -360,7 +361,8 @@ def _reproduce(out: str, align: Alignment | None, finish: Finish | None, opts: d
 def _difference(found: Reproduction) -> str:
     """Describe the difference between a merge and its rerun."""
     why = f"these inputs have changed: {', '.join(found.changed)}" if found.changed else "the inputs are the same"
-    return f"{found.out} was not reproduced: {', '.join(found.differing)} differ; {why}."
+    verb = "differ" if found.differing[1:] else "differs"
+    return f"{found.out} was not reproduced: {', '.join(found.differing)} {verb}; {why}."
 
 
 def _show(

@@ -131,4 +131,4 @@ def test_verify_needs_a_network_that_transformers_knows() -> None:
     shutil.rmtree("merged")
     for folder in "xy":
         Path(folder, "config.json").unlink()
-    assert "has no config.json" in run("merge x y -o merged --verify").output
+    assert "needs a config.json, and x, from which" in run("merge x y -o merged --verify").output

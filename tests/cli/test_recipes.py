@@ -75,3 +75,17 @@ def test_a_merge_that_ctrl_c_stops_says_where_its_results_are_kept(
     result = run()
     assert result.exit_code == 130
     assert ".out.stages: rerun the command to resume" in result.output
+
+
+@pytest.mark.parametrize("sources", [("a", "b"), ("recipe.yml",)])
+def test_an_output_without_a_configuration_is_not_merged_to_be_verified(sources: tuple[str, ...], folder: Path) -> None:
+    for name in "ab":
+        ws.save_checkpoint({"w": torch.ones(2)}, name)
+    (folder / "recipe.yml").write_text(
+        "{name: x, merge_method: linear, models: [{model: a, parameters: {weight: 1}}]}\n---\n"
+        "{merge_method: linear, models: [{model: x, parameters: {weight: 1}}]}\n"
+    )
+    done = CliRunner().invoke(cli.main, ["merge", *sources, "-o", "verified", "--verify"])
+    assert done.exit_code == 2
+    assert "needs a config.json, and a, from which" in done.stderr
+    assert not (folder / "verified").exists()

@@ -1,13 +1,16 @@
 """Searched values in recipes: ranges, lists, shared names, places in a file of their own, and mistakes."""
 
+from pathlib import Path
 from typing import Any
 
+import numpy
 import pytest
 import yaml
 
 from weightspace.errors import WeightspaceError
 from weightspace.searching.candidates import Candidate
 from weightspace.searching.engines import make_engine
+from weightspace.searching.search import space_of as space_of_recipe
 from weightspace.searching.space import Dimension, read_space
 
 RECIPE: dict[str, Any] = {
@@ -207,3 +210,11 @@ def test_values_outside_the_bounds_of_a_parameter_are_refused_before_the_first_t
 )
 def test_values_that_a_method_permits_are_searched(method: Any, parameters: Any) -> None:
     assert read_space([{**RECIPE, "merge_method": method, "parameters": parameters}], "r.yml").dimensions
+
+
+def test_contents_in_python_are_read_as_files_are() -> None:
+    searched = {"search": (0, numpy.float64(1))}
+    space = space_of_recipe({**RECIPE, "base_model": Path("base")}, {"parameters.density": searched})
+    assert "base_model: base" in space.written({"parameters.density": 0.5})
+    with pytest.raises(WeightspaceError, match=r"the recipe holds .*; expected numbers, text"):
+        space_of_recipe({**RECIPE, "parameters": {"density": object()}}, None)

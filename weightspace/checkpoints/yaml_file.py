@@ -6,7 +6,9 @@ exponentially expanding aliases and numbers too long for a float are rejected.
 
 from __future__ import annotations
 
+import os
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +66,36 @@ def parse_yaml(text: str, where: str) -> list[Any]:
     except (yaml.YAMLError, ValueError, OverflowError, RecursionError) as error:
         reason = " ".join(str(error).replace('in "<unicode string>", ', "in ").split())
         raise WeightspaceError(f"{where} is not valid YAML: {reason}.") from None
+
+
+def plain_data(content: Any, where: str) -> Any:
+    """Return data that was given in Python as a YAML file would hold it; paths become text, and tuples lists.
+
+    Raises:
+        WeightspaceError: it holds something that a YAML file cannot, or as for ``parse_yaml``.
+    """
+    try:
+        text = yaml.safe_dump(_with_text(content), sort_keys=False, allow_unicode=True)
+    except yaml.YAMLError as error:
+        raise WeightspaceError(
+            f"{where} holds {error.args[-1]!r:.60}; expected numbers, text, lists and mappings, as in a YAML file."
+        ) from None
+    except RecursionError:
+        raise WeightspaceError(f"{where} is nested too deeply, or a part of itself.") from None
+    return parse_yaml(text, where)[0]
+
+
+def _with_text(content: Any) -> Any:
+    """Return data with text in place of paths, and Python's own numbers."""
+    if isinstance(content, Mapping):
+        return {_with_text(key): _with_text(value) for key, value in content.items()}
+    if isinstance(content, list | tuple):
+        return [_with_text(value) for value in content]
+    if isinstance(content, os.PathLike):
+        return os.fspath(content)
+    if isinstance(content, float):
+        return float(content)  # numpy's float64 is one
+    return content
 
 
 class _PlainData:

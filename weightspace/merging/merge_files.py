@@ -7,11 +7,12 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from weightspace.arguments import checked
 from weightspace.checkpoints.output_paths import check_named
 from weightspace.checkpoints.remote import is_url
+from weightspace.checkpoints.yaml_file import plain_data
 from weightspace.errors import CheckpointError, WeightspaceError
 from weightspace.merging.methods._unrun import UnrunMethod
 from weightspace.merging.out_of_core.planner import PlanOptions, make_plan
@@ -28,7 +29,7 @@ from weightspace.merging.out_of_core.stages import merge_documents
 from weightspace.merging.plan.listeners import Listeners, WarningLog, discard
 from weightspace.merging.plan.options import ExecutionOptions, OutputOptions, ReadingOptions
 from weightspace.merging.plan.plan import Plan
-from weightspace.merging.recipe.parse import Recipe, Warn, read_recipe, recipe_of
+from weightspace.merging.recipe.parse import Recipe, Warn, read_recipe, recipe_in, recipe_of
 from weightspace.parallel import EXECUTORS
 from weightspace.progress import Progress
 from weightspace.suggestions import unknown
@@ -38,9 +39,13 @@ if TYPE_CHECKING:
     from weightspace.merging.out_of_core.aligning import Alignment
 
 
+#: A recipe, its path or its content; or the paths of checkpoints.
+_Inputs: TypeAlias = str | os.PathLike[str] | Recipe | Mapping[str, Any] | Sequence[str | os.PathLike[str]]
+
+
 @checked
 def merge_files(
-    recipe_or_sources: str | os.PathLike[str] | Recipe | Sequence[str | os.PathLike[str]],
+    recipe_or_sources: str | os.PathLike[str] | Recipe | Mapping[str, Any] | Sequence[str | os.PathLike[str]],
     out: str | os.PathLike[str],
     *,
     method: str | None = None,
@@ -67,7 +72,8 @@ def merge_files(
     Mistakes visible in the headers are errors before a byte is written; an interrupted call resumes when repeated.
 
     Args:
-        recipe_or_sources: a recipe (``.yml``, or a ``Recipe``), or checkpoints: files, folders, URLs, ``MODEL+LORA``.
+        recipe_or_sources: a recipe (``.yml``, its content, or a ``Recipe``), or checkpoints: files, folders, URLs,
+            ``MODEL+LORA``.
         out: ``OUT.safetensors``, ``OUT.pt`` or ``OUT.gguf`` is one file, anything else a Hugging Face folder.
         method, base, weights, parameters, evidence: as in ``merge``, for sources; a recipe has its own.
         dtype, out_dtype: float dtype of the output, such as ``bfloat16``; the second overrides the first.
@@ -111,7 +117,7 @@ class _Steps:
 
 
 def _merge(
-    inputs: str | os.PathLike[str] | Recipe | Sequence[str | os.PathLike[str]],
+    inputs: _Inputs,
     out: str | os.PathLike[str],
     settings: Mapping[str, Any],
     reading: ReadingOptions,
@@ -136,7 +142,7 @@ def _merge(
 
 
 def plan_merge(
-    given: str | os.PathLike[str] | Recipe | Sequence[str | os.PathLike[str]],
+    given: _Inputs,
     options: Mapping[str, Any],
     reading: ReadingOptions,
     output: OutputOptions,
@@ -248,24 +254,24 @@ def _merge_plan(
 
 #: Option -> what to write in a recipe instead.
 _IN_RECIPES = {
-    "method": "add `merge_method: {0}`",
-    "base": "add `base_model: {0}`",
+    "method": "set `merge_method: {0}`",
+    "base": "set `base_model: {0}`",
     "weights": "give each model its `parameters: {{weight: …}}`",
-    "parameters": "add them under `parameters`",
+    "parameters": "set them under `parameters`",
     "evidence": "give each model its `evidence`",
-    "dtype": "add `dtype: {0}`",
-    "out_dtype": "add `out_dtype: {0}`",
-    "quantise": "add `quantise: {0}`",
+    "dtype": "set `dtype: {0}`",
+    "out_dtype": "set `out_dtype: {0}`",
+    "quantise": "set `quantise: {0}`",
 }
 
 
 def _recipe(
-    inputs: str | os.PathLike[str] | Recipe | Sequence[str | os.PathLike[str]],
+    inputs: _Inputs,
     settings: Mapping[str, Any],
     listeners: Listeners,
 ) -> Recipe:
     """Return the recipe among the inputs, or one made for the sources."""
-    if isinstance(inputs, Recipe) or (isinstance(inputs, str | os.PathLike) and is_recipe(inputs)):
+    if isinstance(inputs, Recipe | Mapping) or (isinstance(inputs, str | os.PathLike) and is_recipe(inputs)):
         for name, value in settings.items():
             if value is not None:
                 option = {"parameters": "the method's parameters"}.get(name, f"--{name.replace('_', '-')}")
@@ -275,6 +281,8 @@ def _recipe(
                 )
         if isinstance(inputs, Recipe):
             return inputs
+        if isinstance(inputs, Mapping):
+            return _recipe_in(inputs, listeners)
         return read_recipe(Path(inputs), warn=listeners.warn, ignored=listeners.ignored)
     if isinstance(inputs, str | os.PathLike) or not inputs:
         raise WeightspaceError(f"Expected a recipe (.yml or .yaml) or a list of checkpoints, found {inputs!r}.")
@@ -290,6 +298,16 @@ def _recipe(
         "evidence": None if evidence is None else [os.fspath(path) for path in evidence],
     }
     return recipe_of([os.fspath(path) for path in inputs], warn=listeners.warn, **options)
+
+
+def _recipe_in(content: Mapping[str, Any], listeners: Listeners) -> Recipe:
+    """Return the recipe with a content that was given in Python."""
+    if "merge_method" not in content:
+        raise WeightspaceError(
+            "merge_files: the mapping has no merge_method, so it is no recipe; expected a recipe or a list of "
+            "checkpoint paths. Networks in memory: ws.merge."
+        )
+    return recipe_in([plain_data(content, "the recipe")], "the recipe", listeners.warn, listeners.ignored)
 
 
 def _further_inputs(inputs: object, recipe: Recipe) -> tuple[Path, ...]:

@@ -8,13 +8,15 @@ from __future__ import annotations
 import filecmp
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from weightspace.checkpoints.atomic_write import final_target, one_line_errors, temporary_folder
 from weightspace.checkpoints.detection import weight_files
+from weightspace.checkpoints.remote import is_url
 from weightspace.checkpoints.stored_metadata import load_metadata
 from weightspace.errors import CheckpointError, WeightspaceError
 from weightspace.merging.merge_files import merge_files
@@ -108,7 +110,7 @@ def reproduce(
     _check_options(path, options, align, finish)
     again_described = set() if align is None else align.described().keys()
     recorded = {key: value for key, value in options.items() if key not in {*_OWN, *again_described}}
-    with one_line_errors(path, "reproduced"), temporary_folder(final_target(path)) as folder:
+    with one_line_errors(path, "reproduced"), _placed(path, recipe), temporary_folder(final_target(path)) as folder:
         again = folder / path.name
         stages = folder / ".stages" if "stages" in options else None  # results in between that were on the disk
         merge_files(
@@ -123,6 +125,27 @@ def reproduce(
             on_progress=on_progress,
         )
         return _compared(path, again)
+
+
+@contextmanager
+def _placed(path: Path, recipe: Recipe) -> Iterator[None]:
+    """Say that sources are relative to the folder of the first merge, where one is missing in this one.
+
+    Raises:
+        CheckpointError: a source cannot be read.
+    """
+    try:
+        yield
+    except CheckpointError as error:
+        models = [model for document in (*recipe.documents, recipe) for model in document.models]
+        sources = [part for model in models for part in model.split("+") if not (is_url(part) or os.path.isabs(part))]
+        missing = next((part for part in sources if part in str(error) and not os.path.exists(part)), None)
+        if missing is None:
+            raise
+        raise CheckpointError(
+            f"{path} was made from {missing!r}, relative to the folder of that merge, and there is no {missing!r} "
+            "here. Run the command in that folder."
+        ) from error
 
 
 def _output_options(options: Mapping[str, Any], recorded: Mapping[str, Any], *, hashes: bool) -> OutputOptions:

@@ -98,7 +98,7 @@ class SourceDifferences:
 
 @checked
 def source_differences(
-    recipe_or_sources: str | os.PathLike[str] | Recipe | Sequence[str | os.PathLike[str]],
+    recipe_or_sources: str | os.PathLike[str] | Recipe | Mapping[str, Any] | Sequence[str | os.PathLike[str]],
     *,
     threshold: float = THRESHOLD,
     reading: ReadingOptions | None = None,

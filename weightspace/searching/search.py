@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from weightspace.arguments import checked
-from weightspace.checkpoints.yaml_file import read_yaml
+from weightspace.checkpoints.yaml_file import plain_data, read_yaml
 from weightspace.errors import WeightspaceError, warn_caller
 from weightspace.merging import ReadingOptions
 from weightspace.merging.plan.options import MEMORY
@@ -354,17 +354,19 @@ def space_of(
     recipe: str | os.PathLike[str] | Mapping[str, Any], space: str | os.PathLike[str] | Mapping[str, Any] | None
 ) -> SearchSpace:
     """Return the search space of a recipe, with further searched values."""
-    documents, where = ([recipe], "the recipe") if isinstance(recipe, Mapping) else _read(recipe)
+    documents, where = _content(recipe, "the recipe")
     if space is None:
         return read_space(documents, where)
-    further, further_where = (space, "the space") if isinstance(space, Mapping) else _read(space)
-    if isinstance(further, list):
-        further = further[0] if len(further) == 1 else further
+    further, further_where = _content(space, "the space")
+    further = further[0] if len(further) == 1 else further
     return read_space(documents, where, further, further_where)
 
 
-def _read(path: str | os.PathLike[str]) -> tuple[list[Any], str]:
-    return read_yaml(Path(path)), os.fspath(path)
+def _content(given: str | os.PathLike[str] | Mapping[str, Any], name: str) -> tuple[list[Any], str]:
+    """Return the documents of a file or of its content, and their name in errors."""
+    if isinstance(given, Mapping):
+        return [plain_data(given, name)], name
+    return read_yaml(Path(given)), os.fspath(given)
 
 
 def _measures(score: Scores, mode: Mode | None, options: SearchOptions) -> dict[str, Measure]:

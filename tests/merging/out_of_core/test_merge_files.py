@@ -6,6 +6,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy
 import pytest
 import torch
 
@@ -191,11 +192,11 @@ def test_shapes_that_differ_are_refused_by_name_before_anything_is_written(tmp_p
 @pytest.mark.parametrize(
     ("option", "advice"),
     [
-        ({"dtype": "float32"}, r"'dtype' \(--dtype\) cannot be combined with a recipe.*add `dtype: float32`"),
-        ({"out_dtype": "bfloat16"}, "--out-dtype.*add `out_dtype: bfloat16`"),
-        ({"base": "b"}, "add `base_model: b`"),
+        ({"dtype": "float32"}, r"'dtype' \(--dtype\) cannot be combined with a recipe.*set `dtype: float32`"),
+        ({"out_dtype": "bfloat16"}, "--out-dtype.*set `out_dtype: bfloat16`"),
+        ({"base": "b"}, "set `base_model: b`"),
         ({"weights": [1, 2]}, r"give each model its `parameters: \{weight: …\}`"),
-        ({"parameters": {"density": 0.5}}, "the method's parameters.*add them under `parameters`"),
+        ({"parameters": {"density": 0.5}}, "the method's parameters.*set them under `parameters`"),
     ],
 )
 def test_options_beside_a_recipe_are_refused_with_the_key_to_write(
@@ -305,3 +306,27 @@ def test_an_exception_of_a_users_method_is_one_line_that_says_where(models: list
     ):
         merge_files([tmp_path / "a.safetensors"], tmp_path / "out", method=f"{tmp_path}/own.py:merge")
     assert not list(tmp_path.glob(".out*"))
+
+
+def test_the_content_of_a_recipe_merges_as_its_file_does(models: list[StateDict], tmp_path: Path) -> None:
+    a, b = (tmp_path / f"{name}.safetensors" for name in "ab")
+    recipe = {
+        "merge_method": "task_arithmetic",
+        "base_model": a,
+        "models": ({"model": b, "parameters": {"weight": numpy.float64(0.5)}},),
+    }
+    merge_files(recipe, tmp_path / "out.safetensors")
+    merge_files([b], tmp_path / "same.safetensors", method="task_arithmetic", base=a, weights=[0.5])
+    out, same = (ws.load_checkpoint(tmp_path / f"{name}.safetensors") for name in ("out", "same"))
+    assert_equal(out, same)
+    assert ws.reproduce(tmp_path / "out.safetensors").equal
+    with pytest.raises(WeightspaceError, match=r"dtype in the recipe 'float31'"):
+        merge_files({**recipe, "dtype": "float31"}, tmp_path / "out.safetensors")
+    with pytest.raises(WeightspaceError, match=r"the recipe holds tensor\(1\.\); expected numbers"):
+        merge_files({**recipe, "parameters": {"lambda": torch.ones(())}}, tmp_path / "out.safetensors")
+
+
+@pytest.mark.parametrize("mapping", [{}, {"w": torch.ones(2)}, {"method": "linear"}])
+def test_another_mapping_is_no_recipe(mapping: Any, tmp_path: Path) -> None:
+    with pytest.raises(WeightspaceError, match=r"the mapping has no merge_method, .* ws\.merge\."):
+        merge_files(mapping, tmp_path / "out.safetensors")

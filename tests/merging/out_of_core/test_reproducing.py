@@ -94,3 +94,16 @@ def test_evidence_that_has_changed_since_is_named(sources: list[str]) -> None:
     assert reproduce("out").equal
     ws.save_checkpoint({key: t + 1 for key, t in ws.load_checkpoint("a-fisher").items()}, "a-fisher")
     assert reproduce("out").changed == ("a-fisher/model.safetensors",)
+
+
+@pytest.mark.parametrize("missing", ["a", "base"])
+def test_from_another_folder_it_says_where_the_sources_are_looked_for(
+    missing: str, sources: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    merge_files(sources, "out", method="ties", base="base")
+    Path("elsewhere").mkdir()
+    monkeypatch.chdir("elsewhere")
+    for name in {"a", "b", "base"} - {missing}:
+        Path(name).symlink_to(Path("..", name))
+    with pytest.raises(CheckpointError, match=f"made from '{missing}', relative to the folder of that merge"):
+        reproduce("../out")
