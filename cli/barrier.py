@@ -164,9 +164,11 @@ def _measured(models: loss_paths.Models, opts: dict[str, Any], *, plane: bool, s
 def _models(paths: tuple[str, ...], found: Task, matching: str | None, seed: int) -> loss_paths.Models:
     """Return the task and the networks, labelled as given and as matched."""
     from weightspace import load_checkpoint
+    from weightspace.tasks.building import blank_network, fitted
 
-    states = [load_checkpoint(path) for path in paths]
+    states, network = [load_checkpoint(path) for path in paths], blank_network(found)
     for path, state in zip(paths, states, strict=True):
+        fitted(found, network, state, path)
         _warn_of_non_finite(path, state)
     stems = tuple(Path(path).stem for path in paths)
     labelled = {"naive" if matching else "linear": states}

@@ -34,8 +34,13 @@ CURVE = ws.Curve((0.0, 0.5, 1.0), (0.1, 1.2, 0.1), (0.98, 0.60, 0.97))
 SPEC = ws.derive_spec(build(), (torch.ones(2, 6),))
 IDENTITY = ws.Permutation.identity(SPEC)
 
+MATCHING = ws.match(SPEC, STATE, STATE)
 MISUSES: dict[str, tuple[Callable[[], Any], str]] = {
     "two states": (lambda: ws.merge(STATE, STATE), r"merge: states is a state dict; .* as a list, \[a, b\]"),
+    "a matching": (
+        lambda: ws.permute(SPEC, MATCHING, STATE),
+        r"is a Matching; .* Give its permutation: matching\.perm",
+    ),
     "two paths": (lambda: ws.merge("a", "b"), r"merge: states is a path; .*ws.load_checkpoint\(path\).*merge_files"),
     "paths in a list": (lambda: ws.merge(["a", "b"]), r"merge: states\[0\] is a path"),
     "a state for a method": (lambda: ws.merge([STATE], STATE), r"merge: method is a state dict; .*base="),

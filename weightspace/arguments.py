@@ -88,6 +88,7 @@ _CURES: Mapping[tuple[str, str], str] = {
     (_STEPS, _PATH): "Find them first: weightspace.runs.find_checkpoints({value}).",
     (_STEPS, _STATE): "Find them first: weightspace.runs.find_checkpoints(folder).",
     (_MODULE, _CLASS): "Make an object of it.",
+    (_PERMUTATION, "a Matching"): "Give its permutation: matching.permutation.",
     (_PERMUTATION, _ELEMENT): "Its apply moves a folded checkpoint.",
 }
 

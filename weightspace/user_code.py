@@ -9,7 +9,7 @@ import hashlib
 import importlib.util
 import sys
 import traceback
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from importlib.machinery import ModuleSpec
@@ -48,12 +48,13 @@ def may_run_code() -> bool:
     return _ALLOWED.get()
 
 
-def load_object(source: str) -> Any:
+def load_object(source: str, fits: Callable[[Any], bool] = lambda _: True) -> Any:
     """Return the object named by a ``file.py:object`` source.
 
     Args:
         source: path of a Python file, a colon, and a name defined in it (``experiment.py:build``); dots access
             attributes (``experiment.py:Tasks.small``).
+        fits: whether an object is of the kind that is expected; an error lists only those, if there are any.
 
     Raises:
         WeightspaceError: the source has another form, the file or object doesn't exist, the file fails, or no code may
@@ -67,9 +68,23 @@ def load_object(source: str) -> Any:
     value: Any = _run(Path(path))
     for part in name.split("."):
         if not hasattr(value, part):
-            raise unknown(f"object in {path}", name, [known for known in dir(value) if known[0] != "_"])
+            raise unknown(f"object in {path}", name, _names(value, fits))
         value = getattr(value, part)
     return value
+
+
+def _names(owner: Any, fits: Callable[[Any], bool]) -> list[str]:
+    """Return the names that a file or an object defines itself, of the kind that is expected if it has any."""
+    own = {known: getattr(owner, known) for known in dir(owner) if known[0] != "_"}
+    if isinstance(owner, ModuleType):
+        own = {known: value for known, value in own.items() if not _is_imported(value, owner)}
+    return [known for known, value in own.items() if fits(value)] or list(own)
+
+
+def _is_imported(value: Any, module: ModuleType) -> bool:
+    """Return whether an object in a module is another module, or a function or class from one."""
+    is_code = isinstance(value, type) or (callable(value) and hasattr(value, "__name__"))
+    return isinstance(value, ModuleType) or (is_code and getattr(value, "__module__", None) != module.__name__)
 
 
 def read_source(path: Path) -> bytes:

@@ -190,3 +190,16 @@ def test_a_blank_name_in_a_list_of_json_is_refused_with_its_position(name: str) 
     result = run("build", "--discrete", "names.json", "-o", "blank.safetensors")
     assert result.exit_code == 2
     assert f"names.json: the name at position 1 is {name!r}; expected a label" in result.stderr
+
+
+@pytest.mark.parametrize("command", ["predict edges.csv edges.csv", "locus edges.csv"])
+def test_a_table_in_place_of_a_metric_is_told_what_builds_one(command: str) -> None:
+    result = run(*command.split(), "--observed", "cat,dog")
+    assert result.exit_code == 2
+    assert "edges.csv isn't a label metric" in result.stderr
+    assert "weightspace labels build --edges FILE" in result.stderr
+
+
+def test_edges_with_a_cycle_are_told_of_graphs() -> None:
+    Path("cycle.csv").write_text("a,b\nb,c\nc,a\n")
+    assert "Use from_graph (labels build --graph)" in run("build", "--edges", "cycle.csv", "-o", "m.safetensors").stderr

@@ -127,3 +127,24 @@ def test_inputs_by_name_reach_the_spec() -> None:
     refused = run("spec --network model.py:Two --input 2,5 -o spec.yaml")
     assert refused.exit_code == 2
     assert "cannot run on its example inputs ((2, 5) float32)" in refused.stderr
+
+
+def test_networks_that_do_not_fit_the_task_are_named_by_their_files() -> None:
+    result = run(f"barrier a.pt wide-b.pt {ON}")
+    assert result.exit_code == 2
+    assert "the network of signs and wide-b.pt do not fit together" in result.stderr
+
+
+def test_an_object_in_place_of_a_checkpoint_is_told_its_option() -> None:
+    result = run("spec signs.py:task")
+    assert result.exit_code == 2
+    assert "signs.py:task does not exist" in result.stderr
+    assert "given with --task signs.py:task" in result.stderr
+
+
+def test_a_name_that_a_file_does_not_define_lists_what_fits() -> None:
+    assert (
+        "Unknown object in signs.py 'tusk'; expected one of task, wide. Did" in run("spec --task signs.py:tusk").stderr
+    )
+    result = run("spec --network signs.py:nothing --input 1,6")
+    assert "expected one of build, load, task, wide." in result.stderr

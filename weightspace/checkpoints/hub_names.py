@@ -9,6 +9,8 @@ import os
 import re
 from dataclasses import dataclass
 
+from weightspace.user_code import is_user_code
+
 _NAME = re.compile(r"(?P<model>\w[\w.-]{0,95}/\w[\w.-]{0,95}|\w[\w-]{0,95})(@(?P<revision>[\w./-]{1,80}))?")
 _WORD = re.compile(r"\w[\w.-]{0,95}(@[\w./-]{1,80})?")
 
@@ -68,4 +70,6 @@ def missing_checkpoint(path: str) -> str:
     hint = ""
     if _WORD.fullmatch(path) and not _NAME.fullmatch(path) and not path.lower().endswith(_FILES):
         hint = " Models on the Hugging Face Hub are written as ORG/MODEL."
+    if is_user_code(path):
+        hint = f" Tasks and builders in a Python file are given with --task {path} or --network {path}."
     return f"{path} does not exist. Expected a checkpoint file or folder; is the path right?{hint}"

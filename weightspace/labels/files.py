@@ -11,7 +11,7 @@ import torch
 
 from weightspace.checkpoints import load_checkpoint, load_metadata, save_checkpoint
 from weightspace.checkpoints.json_file import parse_json
-from weightspace.errors import WeightspaceError
+from weightspace.errors import CheckpointError, WeightspaceError
 from weightspace.labels.geometry import (
     DiscreteGeometry,
     Geometry,
@@ -23,6 +23,9 @@ from weightspace.labels.geometry import (
 from weightspace.labels.label_space import LabelSpace
 from weightspace.labels.names import Label, Names
 from weightspace.labels.parsing import adjacency_of
+
+#: Suffixes of files that metrics are built from.
+_TABLES = (".csv", ".tsv", ".txt", ".json", ".npy", ".npz")
 
 _KIND, _LABELS, _ROOT = "weightspace.labels.kind", "weightspace.labels.names", "weightspace.labels.root"
 
@@ -53,10 +56,16 @@ def read_metric(path: str | Path) -> tuple[Names, Geometry, np.ndarray | None, L
     Raises:
         WeightspaceError: the file cannot be read, or isn't a label metric.
     """
-    metadata = load_metadata(path)
+    try:
+        metadata = load_metadata(path)
+    except CheckpointError:
+        if Path(path).suffix.lower() not in _TABLES or not Path(path).is_file():
+            raise
+        metadata = {}
     if _KIND not in metadata:
         raise WeightspaceError(
-            f"{path} isn't a label metric; expected a file written by LabelMetric.save or `labels build`."
+            f"{path} isn't a label metric; expected a file written by LabelMetric.save or `labels build` (of a tree: "
+            "weightspace labels build --edges FILE -o metric.safetensors)."
         )
     state = load_checkpoint(path)
     try:

@@ -247,7 +247,7 @@ def _check_no_cycle(names: Names, u: np.ndarray, v: np.ndarray) -> None:
         shown = " – ".join(repr(names[i]) for i in cycle[: 2 * _SHOWN])
         raise WeightspaceError(
             f"The edges of the tree form a cycle: {shown}{' – …' if len(cycle) > 2 * _SHOWN else ''}. "
-            "Use from_graph for other graphs."
+            "Use from_graph (labels build --graph) for other graphs."
         )
 
 

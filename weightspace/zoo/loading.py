@@ -57,7 +57,7 @@ def load_task(source: str, *, data: str | Path | None = None) -> Task:
     if source in _BUNDLED:
         return _BUNDLED[source]()
     if is_user_code(source):
-        return _as_task(load_object(source), source)
+        return _as_task(load_object(source, _is_task), source)
     raise unknown_task(source)
 
 
@@ -76,6 +76,11 @@ def _as_task(found: Any, source: str) -> Task:
             f"{', '.join(_MEMBERS)}."
         )
     return task
+
+
+def _is_task(found: Any) -> bool:
+    """Return whether an object is a task, or a class of tasks."""
+    return all(_has(found, member) for member in _MEMBERS)
 
 
 def _has(task: Any, member: str) -> bool:
