@@ -34,9 +34,29 @@ CURVE = ws.Curve((0.0, 0.5, 1.0), (0.1, 1.2, 0.1), (0.98, 0.60, 0.97))
 SPEC = ws.derive_spec(build(), (torch.ones(2, 6),))
 IDENTITY = ws.Permutation.identity(SPEC)
 
+SEARCHED = {"merge_method": "linear", "models": [{"model": "a", "parameters": {"weight": {"search": [0, 1]}}}]}
 MATCHING = ws.match(SPEC, STATE, STATE)
 MISUSES: dict[str, tuple[Callable[[], Any], str]] = {
     "two states": (lambda: ws.merge(STATE, STATE), r"merge: states is a state dict; .* as a list, \[a, b\]"),
+    "a dict of options": (
+        lambda: ws.search({}, lambda _: 0.0, options={"trials": 3}),  # type: ignore[arg-type]
+        r"search: options is a dict; expected SearchOptions\(trials=3\)",
+    ),
+    "a network as score": (
+        lambda: ws.search(SEARCHED, build()),  # type: ignore[arg-type]
+        r"score is the network Sequential; expected a task",
+    ),
+    "a class as score": (lambda: ws.search(SEARCHED, nn.Linear), r"score is the class Linear; expected a task"),
+    "weights by name": (
+        lambda: ws.merge_files(["a", "b"], "out", weights={"a": 1.0}),  # type: ignore[arg-type]
+        r"The weights are \{'a': 1.0\}; expected a list of numbers, one per model",
+    ),
+    "a list of parameters": (
+        lambda: ws.merge_files(["a", "b"], "out", parameters=[1]),  # type: ignore[arg-type]
+        r"The parameters are \[1\]; expected a mapping",
+    ),
+    "a tree's edges as parents": (lambda: ws.LabelMetric.from_tree([("cat", "pet"), ("dog", "pet")]), r"edges=\[\(u"),
+    "parents without labels": (lambda: ws.LabelMetric.from_tree(["pet", "pet"]), r"Give labels=\[…\], or a mapping"),
     "a matching": (
         lambda: ws.permute(SPEC, MATCHING, STATE),
         r"is a Matching; .* Give its permutation: matching\.perm",

@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import inspect
 import os
+import re
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
@@ -49,6 +50,9 @@ _KINDS: Mapping[str, str] = {
     "Sequence[RunCheckpoint]": _STEPS,
     "str": _TEXT,
 }
+
+#: Annotation of a class that groups options.
+_GROUP = re.compile(r"(\w+Options)( \| None)?$")
 
 #: Kind -> the kinds accepted for it.
 _SERVING: Mapping[str, tuple[str, ...]] = {
@@ -106,6 +110,7 @@ def checked(function: Function) -> Function:
         for name, parameter in signature.parameters.items()
         if (annotation := str(parameter.annotation)).removesuffix(" | None") in _KINDS
     }
+    groups = {name: match[1] for name, p in signature.parameters.items() if (match := _GROUP.match(str(p.annotation)))}
     required = [name for name, parameter in signature.parameters.items() if parameter.default is parameter.empty]
     order = f"The order is {function.__name__}({', '.join(required)})." if len(required) > 1 else ""
 
@@ -115,6 +120,8 @@ def checked(function: Function) -> Function:
             given = signature.bind(*args, **kwargs).arguments
         except TypeError:  # wrong number of arguments: Python's error is clear
             return function(*args, **kwargs)
+        for name, group in groups.items():
+            _check_group(f"{function.__name__}: {name}", given.get(name), group)
         for name, (kind, optional) in expected.items():
             if name not in given or (optional and given[name] is None):
                 continue
@@ -128,6 +135,13 @@ def checked(function: Function) -> Function:
         return function(*args, **kwargs)
 
     return call  # pyright: ignore[reportReturnType]
+
+
+def _check_group(place: str, value: Any, group: str) -> None:
+    """Check that an argument is an object of the class that groups options, or None."""
+    if value is not None and all(one.__name__ != group for one in type(value).__mro__):
+        own = ", ".join(f"{name}={entry!r:.20}" for name, entry in value.items()) if isinstance(value, dict) else "…"
+        raise WeightspaceError(f"{place} is {_with_article(value)}; expected {group}({own}).")
 
 
 def _wrong(name: str, value: Any, kind: str) -> tuple[str, str, Any] | None:
@@ -199,4 +213,9 @@ def _kind_of(value: Any) -> str:
     for kind, attributes in parts:
         if all(hasattr(type(value), one) or one in getattr(value, "__dict__", ()) for one in attributes):
             return kind
-    return "None" if value is None else f"{'an' if type(value).__name__[0] in 'aeiou' else 'a'} {type(value).__name__}"
+    return "None" if value is None else _with_article(value)
+
+
+def _with_article(value: Any) -> str:
+    name = type(value).__name__
+    return f"{'an' if name[0] in 'aeiou' else 'a'} {name}"

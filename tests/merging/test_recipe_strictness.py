@@ -355,3 +355,9 @@ def test_a_parameter_of_the_method_outside_parameters_is_an_error_that_says_wher
     lines: list[str] = []
     parse_recipe(text, "r.yml", warn=lines.append)
     assert [line for line in lines if f"r.yml: {key} is ignored" in line and f"Expected `{place}`." in line]
+
+
+def test_a_misspelt_key_of_a_searched_value_is_told_the_right_one() -> None:
+    recipe = "{merge_method: ties, base_model: o, models: [{model: a}], parameters: {density: {serach: [0, 1]}}}"
+    with pytest.raises(WeightspaceError, match=r"parameters\.density has the key 'serach' \(did you mean 'search'\?\)"):
+        parse_recipe(recipe, "r.yml", warn=print, ignored=print)

@@ -257,8 +257,8 @@ def test_several_tasks_have_a_front(tiny: Path) -> None:
     [
         (SearchOptions(engine="annealing"), "annealing"),
         (SearchOptions(engine="grid", trials=3), "has at least 4 points; the budget is 3 trials"),
-        (SearchOptions(trials=0), "positive budget"),
-        (SearchOptions(seconds=-1.0), "positive budget"),
+        (SearchOptions(trials=0), "trials is 0; expected a whole number of at least 1"),
+        (SearchOptions(seconds=-1.0), "seconds is -1.0; expected a number above 0"),
     ],
 )
 def test_options_that_do_not_fit_are_one_line(options: SearchOptions, message: str, tiny: Path) -> None:
@@ -288,7 +288,7 @@ def test_scores_that_are_not_finite_are_passed_over(value: float, tiny: Path) ->
 
     found = without_noise(TINY, score, options=SearchOptions(engine="random", trials=8))
     errors = {trial.error for trial in found.trials}
-    assert errors == {"", "The score on score is not finite."}
+    assert errors == {"", "The score is not finite."}
     assert found.trials[found.best].scores["score"] > 0
 
 

@@ -99,6 +99,8 @@ def test_numbers_that_yaml_reads_as_text_are_numbers() -> None:
         ({"choices": [[{"filter": "w", "value": {"choices": [1]}}], 2]}, "is itself a range or a list of choices"),
         ({"choices": [1, 2], "log": True}, "log and integer are for ranges"),
         (0.5, "has nothing to search"),
+        ({"serach": [0, 1]}, "has nothing to search.*Did you mean 'search' by 'serach'"),
+        ([{"filter": "mlp", "value": {"choice": [0, 1]}}], "Did you mean 'choices' by 'choice'"),
     ],
 )
 def test_mistakes_are_one_line(value: Any, message: str) -> None:

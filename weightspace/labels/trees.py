@@ -27,10 +27,26 @@ def tree_of(
         raise WeightspaceError(
             "A tree is given by parents or by edges=[(u, v, weight), …]; expected exactly one of them."
         )
+    if labels is None and isinstance(parents, list | tuple):
+        _check_positions(parents)
     check_parents(parents if edges is None else edges, are_edges=edges is not None)
     if edges is not None:
         return tree_of_edges(edges, labels, weights)
     return tree_of_parents({} if parents is None else parents, labels, weights)
+
+
+def _check_positions(parents: Sequence[Any]) -> None:
+    """Check that parents without labels can be positions.
+
+    Raises:
+        WeightspaceError: they are pairs or names.
+    """
+    if parents and all(isinstance(parent, tuple) and len(parent) in (2, 3) for parent in parents):
+        raise WeightspaceError("The parents are pairs. Give pairs as edges=[(u, v), …], or a mapping label -> parent.")
+    if any(isinstance(parent, str) for parent in parents):
+        raise WeightspaceError(
+            "The parents are names, and their labels are missing. Give labels=[…], or a mapping label -> parent."
+        )
 
 
 def check_parents(given: Any, *, are_edges: bool) -> None:

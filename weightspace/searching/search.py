@@ -231,10 +231,10 @@ class _Search:
             WeightspaceError: an option doesn't fit, or no candidate can be merged.
         """
         options = self.options
-        if options.trials < 1 or (options.seconds is not None and options.seconds <= 0):
-            raise WeightspaceError(
-                f"Expected a positive budget; found {options.trials} trials and {options.seconds} seconds."
-            )
+        if not isinstance(options.trials, int) or options.trials < 1:
+            raise WeightspaceError(f"trials is {options.trials!r}; expected a whole number of at least 1.")
+        if options.seconds is not None and options.seconds <= 0:
+            raise WeightspaceError(f"seconds is {options.seconds!r}; expected a number above 0, or None for no limit.")
         engine = make_engine(
             self.engine,
             self.space.dimensions,
@@ -374,6 +374,12 @@ def _measures(score: Scores, mode: Mode | None, options: SearchOptions) -> dict[
     if isinstance(score, CommandScore | LmEvalScore):
         return {"score": CommandMeasure(score, path_mode(score, mode))}
     tasks = [score] if isinstance(score, Task) else list(score) if isinstance(score, Sequence) else []
+    if not tasks and (isinstance(score, type) or hasattr(score, "state_dict")):
+        found = f"class {score.__name__}" if isinstance(score, type) else f"network {type(score).__name__}"
+        raise WeightspaceError(
+            f"search: score is the {found}; expected a task (an object, such as ClassificationTask(…)), a list of "
+            "tasks, or a function of a state dict."
+        )
     if not tasks and callable(score):
         return {"score": FunctionMeasure(score, options.cache_key, function_mode(score, mode))}
     if not tasks or not all(isinstance(task, Task) for task in tasks):

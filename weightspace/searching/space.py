@@ -19,6 +19,7 @@ import yaml
 from weightspace.errors import WeightspaceError
 from weightspace.searching.bounds import check_bounds
 from weightspace.searching.idle import drop_idle
+from weightspace.suggestions import closest
 
 #: Position of a value in parsed YAML: keys and indices from the top.
 Place: TypeAlias = tuple["str | int", ...]
@@ -150,9 +151,17 @@ def read_space(documents: Sequence[Any], where: str, further: Any = None, furthe
     if not dimensions:
         raise WeightspaceError(
             f"{where} has nothing to search. Write a range in place of a number, such as weight: {{search: [0, 1]}}, "
-            "or give the places in a file with --space."
+            f"or give the places in a file with --space.{_hint(documents)}"
         )
     return SearchSpace(tuple(documents), where, tuple(dimensions.values()), places)
+
+
+def _hint(content: Any) -> str:
+    """Return a hint at the first key that is nearly one of a searched value's; empty if there is none."""
+    values = content.values() if isinstance(content, Mapping) else content if isinstance(content, list) else ()
+    near = [(key, closest(str(key), _KINDS)) for key in content] if isinstance(content, Mapping) else []
+    hints = (f" Did you mean {guess!r} by {key!r}?" for key, guess in near if guess and isinstance(content[key], list))
+    return next(hints, "") or next(filter(None, map(_hint, values)), "")
 
 
 def _unshared(content: Any) -> Any:

@@ -167,9 +167,14 @@ def _scores(outcomes: Mapping[str, Outcome], evaluators: Mapping[str, Evaluator]
     for task, outcome in outcomes.items():
         value = evaluators[task].objective(outcome)
         if isinstance(outcome, str) or value is None:
-            return {}, outcome if isinstance(outcome, str) else f"The score on {task} is not finite."
+            return {}, outcome if isinstance(outcome, str) else f"{_title(task)} is not finite."
         scores[task] = value
     return scores, ""
+
+
+def _title(task: str) -> str:
+    """Return how errors name a score; that of a function or command has no task."""
+    return "The score" if task == "score" else f"The score on {task}"
 
 
 def _evaluations_of(candidates: int) -> int:

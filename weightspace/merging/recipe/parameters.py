@@ -12,6 +12,7 @@ from typing import Any
 
 from weightspace.merging.methods import METHODS, Method, Parameter
 from weightspace.merging.recipe.document import Document, join, kind
+from weightspace.suggestions import closest
 
 #: Methods of mergekit that take ``int8_mask``, which changes how masks are stored but not the result.
 _MASKED = frozenset(
@@ -36,6 +37,9 @@ PARAMETERS = frozenset(
 
 #: Parameters that mergekit lacks: a single model may set them, as long as all models agree.
 _OWN = frozenset(("seed", "scope"))
+
+#: Keys in place of values in the recipes of a search.
+_SEARCHED = ("search", "choices")
 
 #: Strings that mergekit accepts as booleans.
 TRUE = ("true", "yes", "on", "t", "y", "1")
@@ -133,8 +137,11 @@ def _setting(document: Document, value: Any, path: str, parameter: Parameter | N
     for index, entry in enumerate(value):
         here = f"{path}[{index}]"
         choice = document.mapping(entry, here)
-        if "search" in choice or "choices" in choice:
+        if any(key in choice for key in _SEARCHED):
             raise document.error(path, f"must be a number, found {kind(choice)}")
+        for key in choice if "value" not in choice else ():
+            if (guess := closest(str(key), (*_SEARCHED, "value"))) is not None:
+                raise document.error(path, f"has the key {key!r} (did you mean {guess!r}?)")
         document.known(choice, ("filter", "value"), here)
         if choice.get("value") is None or choice["value"] == []:
             raise document.error(f"{here}.value", "is missing")

@@ -82,6 +82,10 @@ def recipe_of(
         WeightspaceError: a list does not have one value per model; or as in ``read_recipe``.
     """
     row = find_method(method)
+    if isinstance(weights, Mapping):
+        raise WeightspaceError(f"The weights are {weights!r}; expected a list of numbers, one per model.")
+    if not isinstance(parameters, Mapping | None):
+        raise WeightspaceError(f"The parameters are {parameters!r:.60}; expected a mapping of names to values.")
     if weights is not None and not row.weighted:
         words = ", ".join(one.name for one in row.parameters) or "no parameters"
         raise WeightspaceError(f"Method {method!r} takes no weights, found {list(weights)}; expected {words}.")
