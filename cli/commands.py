@@ -51,7 +51,8 @@ class Whole(click.ParamType):
         """Parse and check the number."""
         number = click.INT.convert(value, param, ctx)
         if not self.least <= number <= self.most:
-            self.fail(f"{value} is not between {self.least} and {self.most}.", param, ctx)
+            bound = f"at least {self.least}" if number < self.least else f"at most {self.most}"
+            self.fail(f"{value} is not {bound}.", param, ctx)
         return number
 
 

@@ -23,7 +23,7 @@ from weightspace.cli.merge_methods import (
 )
 from weightspace.cli.merge_networks import advice_on_statistics, network_options
 from weightspace.cli.merge_reading import reading_of, reading_options
-from weightspace.cli.merge_report import interrupted_line, plan_rows, size_of
+from weightspace.cli.merge_report import difference_line, interrupted_line, note_resumed, plan_rows, size_of
 from weightspace.cli.merge_schema import schema_option
 from weightspace.cli.merge_scores import Scores
 from weightspace.cli.merge_verification import check_configured, check_verifiable, verification_line, verified
@@ -39,7 +39,7 @@ from weightspace.progress import Progress
 from weightspace.user_code import is_user_code
 
 if TYPE_CHECKING:
-    from weightspace.merging import Alignment, Finish, MergeReport, Reproduction, SourceDifferences
+    from weightspace.merging import Alignment, Finish, MergeReport, SourceDifferences
 
 #: Exit status of a command stopped by Ctrl-C, as in shells.
 _SIGINT = 130
@@ -355,14 +355,7 @@ def _reproduce(out: str, align: Alignment | None, finish: Finish | None, opts: d
     elif found.equal:
         echo(f"{out}: the same bytes")
     if not found.equal:
-        raise WeightspaceError(_difference(found))
-
-
-def _difference(found: Reproduction) -> str:
-    """Describe the difference between a merge and its rerun."""
-    why = f"these inputs have changed: {', '.join(found.changed)}" if found.changed else "the inputs are the same"
-    verb = "differ" if found.differing[1:] else "differs"
-    return f"{found.out} was not reproduced: {', '.join(found.differing)} {verb}; {why}."
+        raise WeightspaceError(difference_line(found))
 
 
 def _show(
@@ -393,6 +386,7 @@ def _show(
             scores.show()
         if "verification" in found:
             echo(verification_line(found["verification"]))
+        note_resumed(report)
         echo_files(files)
         return
     for name, value in plan_rows(report).items():

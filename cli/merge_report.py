@@ -5,11 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from weightspace.cli.commands import is_quiet
+from weightspace.cli.printing import echo
+
 from weightspace import WeightspaceError
 from weightspace.reprs import size
 
 if TYPE_CHECKING:
-    from weightspace.merging import MergeReport
+    from weightspace.merging import MergeReport, Reproduction
 
 #: Units of human-readable sizes, in bytes.
 _UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12, "B": 1}
@@ -53,6 +56,19 @@ def size_of(text: str) -> int:
     if count < 1:
         raise WeightspaceError(f"--shard-size must be a size such as 5GB or 500MB; found {text!r}.")
     return count
+
+
+def difference_line(found: Reproduction) -> str:
+    """Describe the difference between a merge and its rerun."""
+    why = f"these inputs have changed: {', '.join(found.changed)}" if found.changed else "the inputs are the same"
+    verb = "differ" if found.differing[1:] else "differs"
+    return f"{found.out} was not reproduced: {', '.join(found.differing)} {verb}; {why}."
+
+
+def note_resumed(report: MergeReport) -> None:
+    """Say on stderr that a merge resumed an interrupted one."""
+    if report.resumed and not is_quiet():
+        echo(f"resumed: {report.resumed:,} of {report.tensors:,} tensors had been merged before", err=True)
 
 
 def interrupted_line(output: str) -> str:

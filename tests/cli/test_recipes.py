@@ -1,6 +1,9 @@
 """Recipes from the command line: warnings, ``--strict``, and the intermediate results of several documents."""
 
+import errno
+import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -89,3 +92,27 @@ def test_an_output_without_a_configuration_is_not_merged_to_be_verified(sources:
     assert done.exit_code == 2
     assert "needs a config.json, and a, from which" in done.stderr
     assert not (folder / "verified").exists()
+
+
+def test_a_merge_that_resumes_says_so(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in "ab":
+        ws.save_checkpoint({f"{number}.weight": torch.ones(9, 9) for number in range(6)}, name)
+    calls, real = [0], os.pwrite
+
+    def full(*arguments: Any) -> int:
+        calls[0] += 1
+        if calls[0] > 4:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return real(*arguments)
+
+    command = ["merge", "a", "b", "-o", "out", "--executor", "threads", "--threads", "1"]
+    with monkeypatch.context() as patch:
+        patch.setattr("os.pwrite", full)
+        assert "Make room and rerun the command to resume." in CliRunner().invoke(cli.main, command).stderr
+    assert " of 6 tensors had been merged before" in CliRunner().invoke(cli.main, command).stderr
+    assert "merged before" not in CliRunner().invoke(cli.main, command).stderr
+
+
+def test_numbers_out_of_bounds_are_told_the_bound_that_they_miss(folder: Path) -> None:
+    assert "0 is not at least 1." in run("--threads", "0").stderr
+    assert "9999 is not at most 1024." in run("--threads", "9999").stderr

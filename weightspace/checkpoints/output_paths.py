@@ -125,7 +125,7 @@ def check_name(path: Path, *, folder_only: bool = False) -> None:
     if meant is not None:
         raise CheckpointError(
             f"{path} would be a folder, but its name ends like a file's; files end in {', '.join(_FILES)}. Did you "
-            f"mean {meant}? (A folder of that name is replaced if it is there: mkdir it first.)"
+            f"mean {meant}? To write a folder of that name, create it first (mkdir {path})."
         )
 
 

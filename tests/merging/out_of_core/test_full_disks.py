@@ -60,7 +60,9 @@ def test_tensors_written_before_the_disk_was_full_are_reused(tmp_path: Path, mon
 
     with monkeypatch.context() as patch:
         patch.setattr("os.pwrite", full)
-        with pytest.raises(CheckpointError, match="No space left"):
+        with pytest.raises(
+            CheckpointError, match=r"No space left on device\. Make room and rerun the command to resume\.$"
+        ):
             merge_files(paths, tmp_path / "out", execution=ExecutionOptions(threads=1))
     assert not (tmp_path / "out").exists()
     report = merge_files(paths, tmp_path / "out", execution=ExecutionOptions(threads=1))

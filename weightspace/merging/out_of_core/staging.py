@@ -8,6 +8,7 @@ elsewhere) are never followed: nothing outside is written or removed.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -32,6 +33,10 @@ from weightspace.errors import CheckpointError, WeightspaceError
 
 #: Maximum bytes of a file name, which the name of a torch file may exceed with the suffix of safetensors.
 _LONGEST = 255
+
+
+#: Errors of a disk, or a quota, without room.
+_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 class Staging:
@@ -171,6 +176,8 @@ def open_staging(out: Path, digest: str, *, fsync: bool = True) -> Iterator[Stag
             if not isinstance(error.__cause__, OSError):
                 _restore(target, folder)
                 shutil.rmtree(folder, ignore_errors=True)
+            elif error.__cause__.errno in _FULL:
+                raise CheckpointError(f"{error} Make room and rerun the command to resume.") from error.__cause__
             raise
         shutil.rmtree(folder, ignore_errors=True)
 

@@ -64,9 +64,12 @@ def split_base(
     if row.base == "end" and base is None and len(models) == 2:
         base, listed = models[0], (0,)
     if row.base in ("required", "end") and base is None:
-        hint = " or two models" if row.base == "end" else ""
+        if row.base == "end":
+            raise WeightspaceError(
+                f"Method {row.name!r} takes two models, or one and a base; found {len(models)} without a base."
+            )
         raise WeightspaceError(
-            f"Method {row.name!r} needs a base{hint}: the pretrained model that the others are fine-tuned from."
+            f"Method {row.name!r} needs a base: the pretrained model that the others are fine-tuned from."
         )
     kept = [index for index in range(len(models)) if base is None or index not in listed]
     _check_count(row, len(kept), len(models) - len(kept))
