@@ -37,7 +37,8 @@ def check_bounds(document: Any, place: Sequence[str | int], values: Sequence[Any
 
 def _methods(document: Any, place: Sequence[str | int]) -> Iterator[Method]:
     """Yield the methods that may read the parameters at a place: those of the nearest recipe around it."""
-    method, at = None, document
+    method: Any = None
+    at: Any = document
     for step in (*place, None):
         method = at.get("merge_method", method) if isinstance(at, dict) else method
         at = at[step] if step is not None else None
