@@ -77,8 +77,3 @@ def _error(row: Method, name: str, value: Any) -> str:
 def _is_numeric(parameter: Parameter) -> bool:
     """Return whether a parameter is a number, and neither a word nor true or false."""
     return not parameter.choices and not isinstance(parameter.default, bool | str)
-
-
-def _is_word(parameter: Parameter, value: Any) -> bool:
-    """Return whether a parameter is one of several words, and the value is a word."""
-    return bool(parameter.choices) and isinstance(value, str)
