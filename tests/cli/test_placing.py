@@ -143,8 +143,8 @@ def test_an_object_in_place_of_a_checkpoint_is_told_its_option() -> None:
 
 
 def test_a_name_that_a_file_does_not_define_lists_what_fits() -> None:
-    assert (
-        "Unknown object in signs.py 'tusk'; expected one of task, wide. Did" in run("spec --task signs.py:tusk").stderr
-    )
+    """Imported names are not among them; functions without arguments are, which may return a task."""
+    result = run("spec --task signs.py:tusk")
+    assert "Unknown object in signs.py 'tusk'; expected one of build, load, task, wide. Did you mean" in result.stderr
     result = run("spec --network signs.py:nothing --input 1,6")
     assert "expected one of build, load, task, wide." in result.stderr

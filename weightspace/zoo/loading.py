@@ -57,7 +57,7 @@ def load_task(source: str, *, data: str | Path | None = None) -> Task:
     if source in _BUNDLED:
         return _BUNDLED[source]()
     if is_user_code(source):
-        return _as_task(load_object(source, _is_task), source)
+        return _as_task(load_object(source, _may_be_task), source)
     raise unknown_task(source)
 
 
@@ -78,8 +78,10 @@ def _as_task(found: Any, source: str) -> Task:
     return task
 
 
-def _is_task(found: Any) -> bool:
-    """Return whether an object is a task, or a class of tasks."""
+def _may_be_task(found: Any) -> bool:
+    """Return whether an object is a task, a class of tasks, or a function without arguments, which may return one."""
+    if inspect.isfunction(found):
+        return all(one.default is not one.empty for one in inspect.signature(found).parameters.values())
     return all(_has(found, member) for member in _MEMBERS)
 
 
